@@ -1,0 +1,1 @@
+"""The checkpoint store and what is written in it."""

@@ -1,0 +1,1 @@
+"""The nouns, errors, atomic files and hashes; imports nothing else of opsin."""

@@ -1,0 +1,66 @@
+"""Errors a user can act on: what went wrong, where, the numbers, and what to do.
+
+Every error opsin raises on purpose derives from `OpsinError`; the command line prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class OpsinError(Exception):
+    """Base of all errors about input, files and configuration."""
+
+
+class RecipeError(OpsinError):
+    """One or more problems of a recipe, all reported at once."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{source}: {count} problem{'s' if count != 1 else ''} in the recipe"
+        super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+
+
+class DataError(OpsinError):
+    """One or more records that cannot be used; each problem starts with file:line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        shown = self.problems[:50]
+        more = len(self.problems) - len(shown)
+        tail = [f"... and {more} more"] if more else []
+        count = len(self.problems)
+        super().__init__("\n".join([f"{count} problem{'s' if count != 1 else ''} in the data", *shown, *tail]))
+
+
+class PictureError(OpsinError):
+    """A picture that cannot be opened, or that the media policy refuses."""
+
+
+class RenderError(OpsinError):
+    """A conversation that a chat template cannot render."""
+
+
+class ModelError(OpsinError):
+    """Parts that do not fit together, or weights that do not fit a part."""
+
+
+class CheckpointError(OpsinError):
+    """A checkpoint that is missing, incomplete or altered."""
+
+
+class TrainError(OpsinError):
+    """A training run that must not go on (audit failed, loss not finite, nothing to learn)."""
+
+
+class AssetError(OpsinError):
+    """An asset that cannot be fetched, or whose checksum is wrong."""
+
+
+class MissingExtraError(OpsinError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs the package {package!r}: pip install 'opsin[{extra}]'")

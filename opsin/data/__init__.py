@@ -1,0 +1,1 @@
+"""Sources, examples, the plan (packs) and the loader."""

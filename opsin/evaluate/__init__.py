@@ -1,0 +1,1 @@
+"""Metrics and the questions a model is measured with."""

@@ -1,0 +1,1 @@
+"""Encoders, connectors, fusion, the decoder loop and generation."""

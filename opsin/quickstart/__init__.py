@@ -1,0 +1,1 @@
+"""Real pictures, real small backbones, on a CPU: assets, data, two stages, scores, report."""

@@ -1,0 +1,1 @@
+"""Pages a person looks at: the run report and its plots."""

@@ -1,0 +1,1 @@
+"""Recipes, stages, optimiser, loss and the training loop."""

@@ -1,0 +1,1 @@
+"""Open pictures safely, decide their layout once, cut their pixels."""
