@@ -1,0 +1,141 @@
+"""The one place where opsin opens images: everything is bounded before a pixel is decoded.
+
+Policy: JPEG, PNG, WebP, GIF and BMP only; at most 20 MB, 64 megapixels, 16,384 pixels a side and an aspect ratio of 200;
+EXIF rotation applied; 16-bit scaled by 1/257; transparency composited on white; the first frame of an animation.
+Messages never repeat the decoder's own text, which can contain memory addresses.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from opsin.core.errors import PictureError
+from opsin.core.types import Picture
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 16_384
+MIN_SIDE = 2
+MAX_ASPECT = 200
+ROTATED_BY_EXIF = frozenset({5, 6, 7, 8})
+EXIF_ORIENTATION = 0x0112
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSize:
+    """Height and width as the picture is seen (EXIF rotation applied), read from the header alone."""
+
+    height: int
+    width: int
+
+
+def _open_stream(picture: Picture) -> io.BufferedIOBase:
+    if picture.data is not None:
+        if len(picture.data) > MAX_BYTES:
+            raise PictureError(f"{picture.name}: {len(picture.data):,} bytes; the limit is {MAX_BYTES:,}")
+        return io.BytesIO(picture.data)
+    path = Path(picture.path or "")
+    if not path.exists():
+        raise PictureError(f"{path}: no such file; check the image root and the path in the record")
+    if not path.is_file():  # a FIFO would block for ever
+        raise PictureError(f"{path}: not a regular file")
+    size = path.stat().st_size
+    if size == 0:
+        raise PictureError(f"{path}: the file is empty (0 bytes)")
+    if size > MAX_BYTES:
+        raise PictureError(f"{path}: {size:,} bytes; the limit is {MAX_BYTES:,}")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if min(height, width) < MIN_SIDE:
+        raise PictureError(f"{name}: {height}x{width} pixels (HxW); each side must be at least {MIN_SIDE}")
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise PictureError(
+            f"{name}: {height}x{width} pixels (HxW); the limits are {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all. "
+            "Downscale the picture first"
+        )
+    aspect = max(height, width) / min(height, width)
+    if aspect > MAX_ASPECT:
+        raise PictureError(f"{name}: {height}x{width} pixels (HxW) is {aspect:.0f}:1; the limit is {MAX_ASPECT}:1")
+
+
+@contextmanager
+def _opened(picture: Picture) -> Iterator[Image.Image]:
+    """The image with only its header read and its limits checked."""
+    with _open_stream(picture) as stream, warnings.catch_warnings():
+        # Our own limits stand above Pillow's warning threshold; other decoder warnings say nothing a user can act on.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(stream, formats=FORMATS)
+        except (UnidentifiedImageError, *DECODER_ERRORS):
+            raise PictureError(
+                f"{picture.name}: not a readable image; supported formats are {', '.join(FORMATS)}"
+            ) from None
+        with image:
+            _check_size(picture.name, image.height, image.width)
+            yield image
+
+
+def picture_size(picture: Picture) -> PictureSize:
+    """Size from the header, without decoding.
+
+    Raises:
+        PictureError: the picture cannot be opened or is over a limit.
+    """
+    with _opened(picture) as image:
+        try:
+            rotated = image.getexif().get(EXIF_ORIENTATION) in ROTATED_BY_EXIF
+        except DECODER_ERRORS:
+            rotated = False  # an unreadable EXIF block is ignored by exif_transpose as well
+        height, width = (image.width, image.height) if rotated else (image.height, image.width)
+        return PictureSize(height, width)
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """Decode to RGB.
+
+    Raises:
+        PictureError: the picture cannot be opened or decoded, or is over a limit.
+    """
+    with _opened(picture) as image:
+        try:
+            image.load()
+            return _to_rgb(_upright(image), picture.name)
+        except DECODER_ERRORS:
+            raise PictureError(f"{picture.name}: the file is damaged or cut short; it cannot be decoded") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODER_ERRORS:
+        return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise PictureError(f"{name}: floating-point pixels have no declared range; convert to 8 or 16 bit first")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit values at 255; 65535/257 = 255 keeps black and white in place.
+        grey = np.asarray(image, dtype=np.int64).clip(0, 65_535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8), mode="L").convert("RGB")
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
