@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from opsin.core.errors import ModelError
 from opsin.core.types import Layout, PictureRole
 from opsin.text.templates import Template
-from opsin.vision.resolution import Resolution, Square
+from opsin.vision.resolution import Colour, Resolution, Square
 
-Colour = tuple[float, float, float]
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)

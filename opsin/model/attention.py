@@ -1,0 +1,212 @@
+"""Attention over packed documents and over a key-value cache, for stock transformers layers.
+
+The layers call one registered function, `ATTENTION`, which hands queries, keys and values to the `Attend` value of the
+current pass. Documents never see each other because each is its own row of a causal SDPA call: rows are padded on the
+right inside a group of similar lengths, where causality alone keeps the padding out of every real position.
+`dense_attention` is the slow twin that the tests hold it against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's usual name)
+from transformers.modeling_utils import AttentionInterface
+
+ATTENTION = "opsin"
+"""Name under which the attention function is registered with transformers."""
+
+GROUP_SLACK = 1.25
+"""Documents share a padded SDPA call while the longest is at most this much longer than the shortest."""
+
+
+class Attend(Protocol):
+    """Turns one layer's queries, keys and values, each (batch, heads, tokens, head width), into the attended values."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """Same shape as `q`; `window` is the sliding window of the layer, or None."""
+        ...
+
+
+def _attention_function(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float,
+    *,
+    attend: Attend,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The signature that transformers' attention interface prescribes; returns (batch, tokens, heads, head width)."""
+    del attention_mask  # opsin never builds one
+    out = attend(module.layer_idx, query, key, value, scaling, sliding_window)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attention_function)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
+    """Scaled dot-product attention with grouped key-value heads; all (batch, heads, tokens, head width)."""
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents of similar length: `index` (rows, longest) into the packed tokens, padded with the row's last token."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class PackedAttention:
+    """Causal attention inside each document of one flat pack (batch axis 1).
+
+    `inverse_T` finds each packed token in the concatenated, flattened groups.
+    """
+
+    groups: tuple[Group, ...]
+    inverse_T: Tensor
+    longest: int
+
+    @staticmethod
+    def plan(lengths: Sequence[int], device: torch.device) -> PackedAttention:
+        """Group the documents once per batch; every layer reads the same plan."""
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        groups, inverse, offset = [], torch.empty(starts[-1], dtype=torch.long), 0
+        for members in _similar(order, lengths):
+            longest = lengths[members[-1]]
+            steps = torch.arange(longest)
+            rows = torch.stack([starts[i] + steps.clamp(max=lengths[i] - 1) for i in members])
+            for row, i in enumerate(members):
+                inverse[starts[i] : starts[i + 1]] = offset + row * longest + torch.arange(lengths[i])
+            offset += rows.numel()
+            groups.append(Group(rows.to(device)))
+        return PackedAttention(tuple(groups), inverse.to(device), max(lengths, default=0))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """Attend; q (1, H, T, head width)."""
+        del layer
+        attended = []
+        for group in self.groups:
+            rows, longest = group.index.shape
+            one, two, three = (x[0][:, group.index].transpose(0, 1) for x in (q, k, v))
+            mask = _window_mask(longest, window, q.device) if window is not None and longest > window else None
+            out = sdpa(one, two, three, scale=scale, mask=mask, causal=mask is None)
+            attended.append(out.transpose(0, 1).reshape(q.shape[1], rows * longest, q.shape[3]))
+        flat = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+        return flat[:, self.inverse_T].unsqueeze(0)
+
+
+def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Split indices, sorted by length, where a document is more than `GROUP_SLACK` longer than its group's shortest."""
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and lengths[i] <= GROUP_SLACK * lengths[groups[-1][0]] + 1:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length) true where the query (row) sees the key: itself and the `window - 1` tokens before it."""
+    steps = torch.arange(length, device=device)
+    distance = steps[:, None] - steps[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def dense_attention(lengths: Sequence[int]) -> Attend:
+    """The slow twin of `PackedAttention`: one T x T mask, true inside a document's causal triangle."""
+    document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        del layer
+        total = len(document_T)
+        mask = _window_mask(total, window or total, q.device) & (document_T[:, None] == document_T[None, :])
+        return sdpa(q, k, v, scale=scale, mask=mask, causal=False)
+
+    return attend
+
+
+class KeyValueCache:
+    """Preallocated keys and values of `rows` sequences; `lengths_B` counts what each row holds.
+
+    One forward pass writes at the rows' ends; `advance` then commits what was written.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, (rows, heads, capacity, head width), made at its first use in `like`'s dtype."""
+        if layer not in self._keys:
+            shape = (len(self.lengths_B), like.shape[1], self.capacity, like.shape[3])
+            self._keys[layer], self._values[layer] = like.new_zeros(shape), like.new_zeros(shape)
+        return self._keys[layer], self._values[layer]
+
+    def advance(self, tokens: int | Tensor) -> None:
+        """Commit `tokens` new positions (one number, or one per row)."""
+        self.lengths_B = self.lengths_B + tokens
+
+    def repeated(self, row: int, times: int) -> KeyValueCache:
+        """A new cache of `times` copies of one row."""
+        copy = KeyValueCache(times, self.capacity, self.lengths_B.device)
+        copy.lengths_B = self.lengths_B[row].repeat(times)
+        for layer in self._keys:
+            copy._keys[layer] = self._keys[layer][row].repeat(times, 1, 1, 1)
+            copy._values[layer] = self._values[layer][row].repeat(times, 1, 1, 1)
+        return copy
+
+
+@dataclass(frozen=True)
+class PrefillAttention:
+    """Packed attention over prompts that also files each document's keys and values in its cache row."""
+
+    packed: PackedAttention
+    cache: KeyValueCache
+    rows_T: Tensor
+    positions_T: Tensor
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """Attend and file; q (1, H, T, head width)."""
+        keys, values = self.cache.layer(layer, k)
+        keys[self.rows_T, :, self.positions_T] = k[0].transpose(0, 1)
+        values[self.rows_T, :, self.positions_T] = v[0].transpose(0, 1)
+        return self.packed(layer, q, k, v, scale, window)
+
+
+@dataclass(frozen=True)
+class CachedAttention:
+    """New tokens of every row (B, H, new, head width) attend to their row's cache and, causally, to each other."""
+
+    cache: KeyValueCache
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """Attend; writes the new keys and values behind each row's end."""
+        keys, values = self.cache.layer(layer, k)
+        new = q.shape[2]
+        positions_BS = self.cache.lengths_B[:, None] + torch.arange(new, device=q.device)
+        rows = torch.arange(q.shape[0], device=q.device)[:, None]
+        keys[rows, :, positions_BS] = k.transpose(1, 2)
+        values[rows, :, positions_BS] = v.transpose(1, 2)
+        longest = int(positions_BS.max()) + 1
+        distance = positions_BS[:, :, None] - torch.arange(longest, device=q.device)
+        seen = (distance >= 0) & (distance < (window or longest))
+        return sdpa(q, keys[:, :, :longest], values[:, :, :longest], scale=scale, mask=seen[:, None], causal=False)

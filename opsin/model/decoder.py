@@ -1,0 +1,110 @@
+"""The language model: a stock transformers causal LM, with opsin's own loop over its layers.
+
+The loop computes cos and sin from explicit positions and passes an `Attend` value to the layers, so packs, caches and
+(later) other position schemes need no subclass of a Hugging Face model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from opsin.core.errors import ModelError
+from opsin.model.attention import ATTENTION, Attend
+from opsin.model.config import LANGUAGE_MODELS, LanguageModel
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm and head of a Llama, Mistral, Qwen2 or Qwen3 model."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        if lm.config.model_type not in LANGUAGE_MODELS:
+            raise ModelError(f"model_type {lm.config.model_type!r}; supported: {', '.join(LANGUAGE_MODELS)}")
+        lm.config._attn_implementation = ATTENTION
+        self.lm = lm
+
+    @property
+    def _body(self) -> Any:
+        return self.lm.model
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.lm.config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: rows of the embedding."""
+        return int(self.head_weight.shape[0])
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D) weight of the output layer; the embedding itself where the model ties them."""
+        weight: Tensor = self.lm.lm_head.weight
+        return weight
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer blocks, in order."""
+        return list(self._body.layers)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Ids of any shape -> embeddings (..., D)."""
+        embedded: Tensor = self._body.embed_tokens(tokens)
+        return embedded
+
+    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Embeddings (batch, tokens, D) at `positions` (batch, tokens) -> hidden states after the final norm."""
+        rotary = self._body.rotary_emb(embeddings, positions)
+        hidden = embeddings
+        for layer in self._body.layers:
+            hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, attend=attend)
+        normed: Tensor = self._body.norm(hidden)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> float32 logits (..., V)."""
+        return nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+
+
+def load_decoder(language: LanguageModel, *, weights: bool = True) -> Decoder:
+    """Build the language model: weights from `language.path`, or random ones from `language.config`.
+
+    `weights=False` builds the architecture only (a checkpoint will fill it).
+
+    Raises:
+        ModelError: an unsupported model type, or weights that do not match the architecture (all named).
+    """
+    facts = dict(language.facts)
+    model_type = facts.pop("model_type", None)
+    if model_type not in LANGUAGE_MODELS:
+        raise ModelError(f"model_type {model_type!r}; supported: {', '.join(LANGUAGE_MODELS)}")
+    facts.pop("architectures", None)
+    dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
+    config = AutoConfig.for_model(model_type, **facts)
+    if language.path is None or not weights:
+        return Decoder(AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32))
+    return Decoder(_load_weights(language.path, config, dtype))
+
+
+def _load_weights(path: Path, config: Any, dtype: str | None) -> nn.Module:
+    lm, report = AutoModelForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=getattr(torch, dtype) if dtype else torch.float32,
+        attn_implementation=ATTENTION,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    wrong = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names)}" for kind, names in wrong.items() if names)
+        raise ModelError(f"{path}: the weights do not match the config ({listed})")
+    model: nn.Module = lm
+    return model

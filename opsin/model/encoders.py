@@ -1,0 +1,150 @@
+"""Vision encoders: uint8 pixels in, patch features out. Normalisation happens here, on the model's device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from opsin.core.errors import ModelError
+from opsin.model.config import (
+    ClipEncoder,
+    Colour,
+    Dinov2Encoder,
+    EfficientNetLiteEncoder,
+    Encoder,
+    SiglipEncoder,
+    TowerEncoder,
+)
+from opsin.model.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+
+TOWER_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
+PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1}
+"""Tokens before the patches (the class token), which are dropped."""
+
+
+class Normalise(nn.Module):
+    """uint8 (G, 3, h, w) -> float (x / 255 - mean) / std, as one multiply-add."""
+
+    def __init__(self, mean: Colour, std: Colour) -> None:
+        super().__init__()
+        mean_3, std_3 = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer("scale", (1 / (255 * std_3))[:, None, None], persistent=False)
+        self.register_buffer("shift", (-mean_3 / std_3)[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise in float32."""
+        return pixels.float() * self.scale + self.shift
+
+
+class TransformerEncoder(nn.Module):
+    """A CLIP, SigLIP or DINOv2 tower from transformers; keeps the patch tokens of one hidden layer."""
+
+    def __init__(self, tower: nn.Module, encoder: ClipEncoder | SiglipEncoder | Dinov2Encoder) -> None:
+        super().__init__()
+        self.tower = tower
+        self.normalise = Normalise(encoder.mean, encoder.std)
+        self.width = int(encoder.facts["hidden_size"])
+        self._select = encoder.select_layer
+        self._prefix = PREFIX_TOKENS[encoder.kind]
+        self._last_is_normed = encoder.kind == "dinov2" and encoder.select_layer == -1
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 (G, 3, h, w) -> features (G, P, C)."""
+        dtype = next(self.tower.parameters()).dtype
+        out = self.tower(pixel_values=self.normalise(pixels).to(dtype), output_hidden_states=True)
+        features: Tensor = out.last_hidden_state if self._last_is_normed else out.hidden_states[self._select]
+        return features[:, self._prefix :]
+
+
+class ConvEncoder(nn.Module):
+    """EfficientNet-Lite: the last feature map, row by row."""
+
+    def __init__(self, network: EfficientNetLite, encoder: EfficientNetLiteEncoder) -> None:
+        super().__init__()
+        self.network = network
+        self.normalise = Normalise(encoder.mean, encoder.std)
+        self.width = network.width
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 (G, 3, h, w) -> features (G, P, C)."""
+        dtype = next(self.network.parameters()).dtype
+        features: Tensor = self.network(self.normalise(pixels).to(dtype))
+        return features.flatten(2).transpose(1, 2)
+
+
+def load_encoder(encoder: Encoder, *, weights: bool = True) -> TransformerEncoder | ConvEncoder:
+    """Build an encoder: weights from `encoder.path`, or random ones. `weights=False` builds the architecture only.
+
+    Raises:
+        ModelError: weights that are missing or do not match the architecture (all named).
+    """
+    if isinstance(encoder, EfficientNetLiteEncoder):
+        network = EfficientNetLite(EfficientNetLiteConfig(**encoder.facts))
+        if encoder.path is not None and weights:
+            load_exactly(network, encoder.path / "model.safetensors")
+        return ConvEncoder(network, encoder)
+    return TransformerEncoder(_load_tower(encoder, weights=weights), encoder)
+
+
+def _load_tower(encoder: TowerEncoder, *, weights: bool) -> nn.Module:
+    kind: str = encoder.kind  # type: ignore[attr-defined]  # every member of the union has it
+    facts = {key: value for key, value in encoder.facts.items() if key not in {"model_type", "architectures"}}
+    dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
+    config = AutoConfig.for_model(TOWER_MODEL_TYPES[kind], **facts)
+    if encoder.path is None or not weights:
+        tower: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
+        return tower
+    tower, report = AutoModel.from_pretrained(
+        encoder.path,
+        config=config,
+        dtype=getattr(torch, dtype) if dtype else torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    # A full CLIP or SigLIP directory also holds the text half, which is not wanted here: unexpected keys are fine.
+    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if wrong:
+        raise ModelError(f"{encoder.path}: weights missing or of the wrong shape: {', '.join(wrong)}")
+    return tower
+
+
+def load_exactly(module: nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file whose names and shapes must match exactly.
+
+    Raises:
+        ModelError: the file is missing or damaged, or a name or shape differs (all named).
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file")
+    try:
+        state = load_file(path)
+    except (SafetensorError, json.JSONDecodeError, OSError):
+        raise ModelError(f"{path}: damaged or not a safetensors file") from None
+    fill_exactly(module, state, str(path))
+
+
+def fill_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Copy tensors into a module; every name and shape must match.
+
+    Raises:
+        ModelError: listing every missing, unexpected and mis-shaped tensor.
+    """
+    own: dict[str, Any] = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise ModelError(f"{source}: {len(problems)} tensors do not fit: {'; '.join(problems[:20])}")
+    module.load_state_dict(state)

@@ -1,0 +1,125 @@
+"""Generation with a key-value cache: greedy or sampled, streamed, several prompts at a time.
+
+Prompts are one packed `Batch` (no padding, no left side to get wrong); each document gets one row of the cache.
+`score` reads the log-probabilities of given continuations from the same cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opsin.core.types import Batch
+from opsin.model.attention import CachedAttention, KeyValueCache, PackedAttention, PrefillAttention
+from opsin.model.vlm import Vlm
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; `top_p` keeps the smallest set with that probability."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
+            raise ValueError(f"temperature must lie in 0..2, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+@torch.no_grad()
+def prefill(model: Vlm, prompts: Batch, extra: int) -> tuple[KeyValueCache, Tensor]:
+    """Run the prompts once; returns their cache, with room for `extra` tokens a row, and the last hidden states (B, D)."""
+    device = prompts.tokens_T.device
+    lengths = torch.tensor(prompts.lengths, device=device)
+    cache = KeyValueCache(len(lengths), int(lengths.max()) + extra, device)
+    rows_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+    attend = PrefillAttention(PackedAttention.plan(prompts.lengths, device), cache, rows_T, prompts.positions_T)
+    hidden_TD = model(prompts, attend)
+    cache.advance(lengths)
+    return cache, hidden_TD[lengths.cumsum(0) - 1]
+
+
+@torch.no_grad()
+def extend(model: Vlm, cache: KeyValueCache, tokens_BS: Tensor) -> Tensor:
+    """Hidden states (B, S, D) of new text tokens behind every row. The caller commits them with `cache.advance`."""
+    positions_BS = cache.lengths_B[:, None] + torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+    hidden: Tensor = model.decoder(model.decoder.embed(tokens_BS), positions_BS, CachedAttention(cache))
+    return hidden
+
+
+@torch.no_grad()
+def stream(model: Vlm, prompts: Batch, sampling: Sampling, stop_ids: frozenset[int]) -> Iterator[list[int | None]]:
+    """Yield one list a step: the new token of every prompt, None where that prompt has ended.
+
+    A stop token ends its row and is not yielded.
+    """
+    cache, hidden_BD = prefill(model, prompts, extra=sampling.max_new_tokens)
+    generator = torch.Generator(device=prompts.tokens_T.device).manual_seed(sampling.seed)
+    running = [True] * len(prompts.lengths)
+    for step in range(sampling.max_new_tokens):
+        tokens_B = choose(model.decoder.logits(hidden_BD), sampling, generator)
+        running = [alive and token not in stop_ids for alive, token in zip(running, tokens_B.tolist(), strict=True)]
+        if not any(running):
+            return
+        yield [token if alive else None for alive, token in zip(running, tokens_B.tolist(), strict=True)]
+        if step + 1 < sampling.max_new_tokens:
+            hidden_BD = extend(model, cache, tokens_B[:, None])[:, 0]
+            cache.advance(1)
+
+
+def generate(model: Vlm, prompts: Batch, sampling: Sampling, stop_ids: frozenset[int]) -> list[list[int]]:
+    """All new tokens of every prompt, without the stop token."""
+    answers: list[list[int]] = [[] for _ in prompts.lengths]
+    for step in stream(model, prompts, sampling, stop_ids):
+        for answer, token in zip(answers, step, strict=True):
+            if token is not None:
+                answer.append(token)
+    return answers
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Next tokens (B,) from float32 logits."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    probabilities = torch.softmax(logits_BV / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        # A token stays while the probability before it is under top_p, so the most likely one always stays.
+        ordered[ordered.cumsum(dim=-1) - ordered >= sampling.top_p] = 0
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def score(model: Vlm, prompts: Batch, continuations: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probability (prompts, continuations) of every continuation after every prompt.
+
+    Each prompt is run once; all continuations read its cache.
+    """
+    longest = max(len(ids) for ids in continuations)
+    device = prompts.tokens_T.device
+    tokens = torch.zeros(len(continuations), longest, dtype=torch.long, device=device)
+    real = torch.zeros(len(continuations), longest, dtype=torch.bool, device=device)
+    for row, ids in enumerate(continuations):
+        tokens[row, : len(ids)] = torch.tensor(ids, device=device)
+        real[row, : len(ids)] = True
+    cache, hidden_BD = prefill(model, prompts, extra=longest)
+    scores = []
+    for row in range(len(prompts.lengths)):
+        hidden = extend(model, cache.repeated(row, len(continuations)), tokens)
+        before = torch.cat([hidden_BD[row].expand(len(continuations), 1, -1), hidden[:, :-1]], dim=1)
+        log_probabilities = torch.log_softmax(model.decoder.logits(before[real]), dim=-1)
+        chosen = log_probabilities.gather(1, tokens[real][:, None])[:, 0]
+        total = torch.zeros(len(continuations), dtype=chosen.dtype, device=device)
+        scores.append(total.index_add(0, real.nonzero()[:, 0], chosen))
+    return torch.stack(scores)
