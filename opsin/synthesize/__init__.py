@@ -1,0 +1,1 @@
+"""Instruction data from pictures: the symbolic context, and teachers that turn it into conversations."""

@@ -1,0 +1,74 @@
+"""The little English that rule-based answers need: articles, lists, sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SPELLED_WITH_VOWEL = frozenset("AEFHILMNORSX")
+"""Letters whose spoken name starts with a vowel: "an F-22", "an SUV"."""
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PLURAL_DETERMINERS = ("some ", "two ", "three ")
+DETERMINERS = ("a ", "an ", "the ", *PLURAL_DETERMINERS)
+
+
+def article(phrase: str) -> str:
+    """`a` or `an`, by the sound of the first word as well as spelling tells it."""
+    word = phrase.lstrip("\"'").split(" ", 1)[0]
+    if re.match(r"[A-Z](?:[A-Z0-9-]|$)", word):
+        return "an" if word[0] in SPELLED_WITH_VOWEL else "a"
+    if re.match(r"(?i)(eu|one\b|uni(?!n)|use|ute|ura)", word):
+        return "a"
+    return "an" if re.match(r"(?i)([aeiou]|hour|honest|heir)", word) else "a"
+
+
+def with_right_article(text: str) -> str:
+    """Correct a leading `a` / `an`."""
+    match = re.match(r"(?i)(an?) (?=\S)", text)
+    if match is None:
+        return text
+    rest = text[match.end() :]
+    right = article(rest)
+    return f"{capitalised(right) if text[0].isupper() else right} {rest}"
+
+
+def is_plural(name: str) -> bool:
+    """Whether a noun phrase with a determiner takes "are"."""
+    return name.startswith(PLURAL_DETERMINERS)
+
+
+def definite(name: str) -> str:
+    """`"a violin"` -> `"the violin"`, `"two flowers"` -> `"the two flowers"`."""
+    for determiner in ("a ", "an ", "the ", "some "):
+        if name.startswith(determiner):
+            return f"the {name[len(determiner) :]}"
+    return f"the {name}" if is_plural(name) else name
+
+
+def capitalised(text: str) -> str:
+    """First letter in upper case, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def sentence(text: str) -> str:
+    """Capitalised and closed by a full stop, if nothing closes it yet."""
+    return capitalised(text if text.endswith((".", "!", "?")) else f"{text}.")
+
+
+def listing(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def number(count: int) -> str:
+    """Small numbers in words, larger ones in digits."""
+    return NUMBERS[count] if 0 <= count < len(NUMBERS) else str(count)
+
+
+def verb(count: int) -> str:
+    """`is` or `are`."""
+    return "is" if count == 1 else "are"
