@@ -194,7 +194,9 @@ def _item(value: Any, name: str, images: ImageRoot) -> Part:
     if kind not in ("text", "image"):
         raise RecordError(f"{name}: 'type' must be 'text' or 'image', got {_shown(kind)}")
     if extra := sorted(set(fields) - {"type", kind}):
-        raise RecordError(f"{name}: unknown key {', '.join(map(repr, extra))}; a {kind} item has 'type' and {kind!r}")
+        raise RecordError(
+            f"{name}: unknown key {', '.join(map(repr, extra))}; an item of type {kind!r} has 'type' and {kind!r} only"
+        )
     text = _string(fields, kind, name)
     return text if kind == "text" else _pictures([text], images)[0]
 

@@ -160,7 +160,7 @@ def ordered_turns(conversation: Conversation, *, open_for_generation: bool) -> t
         count = sum(isinstance(part, Picture) for part in turn.parts)
         if count and turn.role != "user":
             raise RenderError(
-                f"{name}: turn {number} is a {turn.role} turn with {count} picture{'s' if count > 1 else ''}; "
+                f"{name}: turn {number}, from the {turn.role}, has {count} picture{'s' if count > 1 else ''}; "
                 "only user turns can hold pictures: move them to the question"
             )
     has_system = bool(conversation.turns) and conversation.turns[0].role == "system"
@@ -169,8 +169,8 @@ def ordered_turns(conversation: Conversation, *, open_for_generation: bool) -> t
         expected = "assistant" if index % 2 else "user"
         if turn.role != expected:
             raise RenderError(
-                f"{name}: turn {index + 1 + has_system} of {len(conversation.turns)} is a {turn.role} turn, "
-                f"expected {expected}: an optional system turn, then user and assistant in turns"
+                f"{name}: turn {index + 1 + has_system} of {len(conversation.turns)} is from the {turn.role}, "
+                f"expected the {expected}: an optional system turn, then user and assistant in turns"
             )
     if not turns:
         raise RenderError(f"{name}: has no user turn; remove the sample")

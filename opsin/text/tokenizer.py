@@ -104,7 +104,7 @@ class Tokenizer:
         if token in self._controls:
             return self._controls[token]
         close = difflib.get_close_matches(token, self._controls, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         known = ", ".join(repr(name) for name in list(self._controls)[:12]) or "none"
         raise RenderError(
             f"the tokenizer has no control token {token!r}{hint}; it has {len(self._controls)}: {known}; "

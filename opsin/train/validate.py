@@ -128,6 +128,7 @@ class _Draft:
             path.append(key)
             if isinstance(container, dict) and container.get(str(key)) is None:
                 container[str(key)] = {}
+                self.origins[tuple(path)] = origin
             container = container[key]
         key = _key(container, words[-1])
         if isinstance(key, _NoSuchKey):

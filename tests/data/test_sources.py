@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from opsin.core.errors import DataError
+from opsin.core.types import Conversation, Picture, Turn
+from opsin.data.sources import LlavaFile, MessagesFile, Source, read_conversations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    (tmp_path / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    return tmp_path
+
+
+def llava(*turns: str, **fields: Any) -> dict[str, Any]:
+    said = [{"from": "gpt" if i % 2 else "human", "value": text} for i, text in enumerate(turns)]
+    return {"id": "s1", "conversations": said, **fields}
+
+
+def written(folder: Path, records: list[Any], *, array: bool = False) -> Path:
+    path = folder / "data.json"
+    lines = [json.dumps(record) for record in records]
+    path.write_text("[\n" + ",\n".join(lines) + "\n]" if array else "\n".join(lines), encoding="utf-8")
+    return path
+
+
+def read_llava(path: Path) -> list[Conversation]:
+    return list(LlavaFile(path=path, image_root=path.parent / "images").conversations(Counter()))
+
+
+def read_messages(path: Path) -> list[Conversation]:
+    return list(MessagesFile(path=path, image_root=path.parent / "images").conversations(Counter()))
+
+
+def problems_of(path: Path, read: Any = read_llava) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    return [problem.removeprefix(f"{path}:") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_marks_become_parts_and_text_stays_as_written(folder: Path, array: bool) -> None:
+    path = written(
+        folder,
+        [
+            llava("<image>\nWhat?", "A cat.", image="a.jpg"),
+            llava("Compare <image> and <image>.", "Same.", "Why?\n<image>", "No.", image=["a.jpg", "b.jpg", "a.jpg"]),
+            llava("Hi", "Yo", id=7, image=None),
+        ],
+        array=array,
+    )
+    a, b = (Picture(path=folder / "images" / name) for name in ("a.jpg", "b.jpg"))
+    first, second, third = read_llava(path)
+    assert first == Conversation(
+        id="s1", turns=(Turn("user", (a, "\nWhat?")), Turn("assistant", ("A cat.",))), where=f"{path}:{1 + array}"
+    )
+    assert second.turns[0].parts == ("Compare ", a, " and ", b, ".")
+    assert second.turns[2].parts == ("Why?\n", a)
+    assert (third.id, third.pictures, third.where) == ("7", (), f"{path}:{3 + array}")
+
+
+def test_counts_and_the_dropped_first_gpt_turn(folder: Path) -> None:
+    record = llava("Hi", "Yo", "<image>", "ok", image="a.jpg")
+    record["conversations"] = record["conversations"][1:]
+    source = LlavaFile(path=written(folder, [record]), image_root=folder / "images")
+    conversations, counts = read_conversations([source, source])
+    assert [turn.role for turn in conversations[0].turns] == ["user", "assistant"]
+    assert counts == {"conversations": 2, "turns": 4, "pictures": 2, "leading gpt turns dropped": 2}
+
+
+def test_every_problem_of_the_file_is_reported_at_once(folder: Path) -> None:
+    path = written(
+        folder,
+        [
+            llava("<image> <image>", "A", image="a.jpg"),
+            llava("Q", "A", image="a.jpg"),
+            llava("<image>", "A"),
+            llava("Q", "A <image>", image="a.jpg", id="s4"),
+            llava("<image><image>", "A", image=["gone.jpg", "../secret.jpg"]),
+            llava("<image>", "A", image=str(folder / "secret.jpg")),
+            llava("<image>", "A", image="link.jpg"),
+            {"id": "s8", "conversations": "no"},
+            {"conversations": [{"from": "robot", "value": "x"}]},
+            {"id": "s10", "conversations": [{"from": "human", "value": 3}]},
+            {"id": [1], "conversations": [{"from": "human", "value": "x"}]},
+            {"id": "s12", "conversations": []},
+            ["no record"],
+            llava("cut \ud83d", "A", id="s14"),
+            llava("<image>", "A", image={"path": "a.jpg"}),
+            llava("<image>", "A", image="a\0.jpg"),
+            llava("fine", "A"),
+        ],
+    )
+    images = folder / "images"
+    marks = "every mark needs one image and every image one mark"
+    assert problems_of(path) == [
+        f"1: (s1) the text has 2 <image> and 'image' has 1 path(s); {marks}",
+        f"2: (s1) the text has 0 <image> and 'image' has 1 path(s); {marks}",
+        f"3: (s1) the text has 1 <image> and 'image' has 0 path(s); {marks}",
+        "4: (s4) turn 2 is a gpt turn with 1 <image>; pictures belong to human turns",
+        f"5: (s1) image 'gone.jpg': no such file under {images}; correct the path or image_root",
+        "5: (s1) image '../secret.jpg': '..' in the path; make it relative to image_root, or set allow_outside",
+        f"6: (s1) image '{folder / 'secret.jpg'}': absolute path; make it relative to image_root, or set allow_outside",
+        f"7: (s1) image 'link.jpg': a link out of {images}; copy the file in, or set allow_outside",
+        "8: (s8) 'conversations' must be a list of turns, got str 'no'",
+        "9: (line 9) turn 1: 'from' must be 'human' or 'gpt', got str 'robot'",
+        "10: (s10) turn 1: 'value' must be a text, got int 3",
+        "11: (line 11) 'id' must be a text or a number, got list [1]",
+        "12: (s12) has 0 turns; remove the record",
+        "13: (line 13) the record must be a JSON object, got list ['no record']",
+        "14: (s14) turn 1: half a character (lone surrogate U+D83D) at character 4; was the text cut? remove it",
+        "15: (s1) 'image' must be a path or a list of paths, got dict {'path': 'a.jpg'}",
+        "16: (s1) image path 'a\\x00.jpg' is empty or has a null character; correct it",
+    ]
+
+
+def test_good_records_come_before_the_error(folder: Path) -> None:
+    reader = LlavaFile(path=written(folder, [llava("a", "b"), 3])).conversations(Counter())
+    assert next(reader).turns[0].parts == ("a",)
+    with pytest.raises(DataError):
+        next(reader)
+
+
+def test_paths_outside_can_be_allowed(folder: Path) -> None:
+    names = [str(folder / "secret.jpg"), "../secret.jpg", "link.jpg"]
+    path = written(folder, [llava("<image>" * 3, "A", image=names)])
+    (found,) = LlavaFile(path=path, image_root=folder / "images", allow_outside=True).conversations(Counter())
+    assert len(found.pictures) == 3
+
+
+def test_images_are_beside_the_file_by_default(folder: Path) -> None:
+    path = written(folder / "images", [llava("<image>", "A", image="a.jpg")])
+    (found,) = LlavaFile(path=path).conversations(Counter())
+    assert found.pictures[0].path == folder / "images" / "a.jpg"
+
+
+def test_bom_blank_lines_and_windows_line_ends(folder: Path) -> None:
+    path = folder / "data.jsonl"
+    record = json.dumps(llava("Hi\r\nthere", "Yo"))
+    path.write_bytes(b"\xef\xbb\xbf" + f"{record}\r\n\r\n   \r\n{record}\r\n".encode())
+    assert [c.where for c in read_llava(path)] == [f"{path}:1", f"{path}:4"]
+    path.write_bytes(b"\xef\xbb\xbf" + f"\r\n[\r\n{record}\r\n,\r\n{record}]\r\n".encode())
+    assert [c.where for c in read_llava(path)] == [f"{path}:3", f"{path}:5"]
+    assert read_llava(path)[0].turns[0].parts == ("Hi\r\nthere",)
+
+
+RECORD = json.dumps(llava("Hi", "Yo")).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (RECORD + b'\n{"id": \n', "2: not valid JSON (Expecting value: line 1 column 7 (char 6)); "
+         "every line must hold one whole record"),
+        (RECORD + b"\n\xff\n", "2: byte 0 of the line is not UTF-8; save the file as UTF-8"),
+        (b"\n" + b'{"a":' * 100_000, "2: JSON nested too deeply to read; repair or remove the record"),
+        (b"[\n" + RECORD + b",\n]", "3: not valid JSON (Expecting value); the rest of the file is not read"),
+        (b"[\n" + RECORD + b"\n", "3: expected ',' or ']' after a record, found the end of the file; "
+         "is the file cut short?"),
+        (b"[\n" + RECORD + b"\n" + RECORD + b"]", "3: expected ',' or ']' after a record, found '{'; "
+         "is the file cut short?"),
+        (b"[]\nxx", "2: 2 characters after the closing ']'; remove them"),
+        (b"[\n\xff]", "2: byte 2 of the file is not UTF-8; save the file as UTF-8"),
+        (b"[\n" + b"[" * 200_000, "2: JSON nested too deeply to read; the rest of the file is not read"),
+    ],
+)  # fmt: skip
+def test_damaged_files(folder: Path, content: bytes, problem: str) -> None:
+    path = folder / "data.jsonl"
+    path.write_bytes(content)
+    assert problems_of(path) == [problem]
+
+
+def test_numbers_too_long_to_read(folder: Path) -> None:
+    path = folder / "data.jsonl"
+    path.write_bytes(b'{"id": ' + b"9" * 5000 + b"}")
+    assert problems_of(path)[0].startswith("1: not valid JSON (Exceeds the limit")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"[]", b" [ ] "])
+def test_empty_files_have_no_conversations(folder: Path, content: bytes) -> None:
+    (folder / "data.json").write_bytes(content)
+    assert read_llava(folder / "data.json") == []
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_llava(tmp_path / "gone.json")
+    assert str(caught.value) == f"1 problem in the data\n{tmp_path}/gone.json: no such file; correct the path"
+
+
+def test_messages(folder: Path) -> None:
+    content = [{"type": "text", "text": "See "}, {"type": "image", "image": "a.jpg"}]
+    messages = [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "literal <image> and <|im_end|>"},
+    ]
+    (found,) = read_messages(written(folder, [{"messages": messages}]))
+    assert found == Conversation(
+        id="line 1",
+        where=f"{folder}/data.json:1",
+        turns=(
+            Turn("system", ()),
+            Turn("user", ("See ", Picture(path=folder / "images" / "a.jpg"))),
+            Turn("assistant", ("literal <image> and <|im_end|>",)),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"role": "tool", "content": "x"}, "turn 1: 'role' must be 'system' or 'user' or 'assistant', got str 'tool'"),
+        ({"role": "user"}, "message 1: 'content' must be a text or a list of items, got nothing"),
+        ({"role": "user", "content": [3]}, "message 1, item 1 must be a JSON object, got int 3"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+            "message 1, item 1: 'type' must be 'text' or 'image', got str 'image_url'",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image", "image": "a.jpg", "max_pixels": 9}]},
+            "message 1, item 1: unknown key 'max_pixels'; an item of type 'image' has 'type' and 'image' only",
+        ),
+        ({"role": "user", "content": [{"type": "text"}]}, "message 1, item 1: 'text' must be a text, got nothing"),
+        ("x", "message 1 must be a JSON object, got str 'x'"),
+    ],
+)
+def test_messages_that_cannot_be_used(folder: Path, message: Any, problem: str) -> None:
+    path = written(folder, [{"id": "m", "messages": [message]}])
+    assert problems_of(path, read_messages) == [f"1: (m) {problem}"]
+
+
+def test_sources_are_configuration_values(tmp_path: Path) -> None:
+    adapter: TypeAdapter[Source] = TypeAdapter(Source)
+    source = adapter.validate_python({"kind": "messages", "path": tmp_path / "x.jsonl"})
+    assert source == MessagesFile(path=tmp_path / "x.jsonl")
