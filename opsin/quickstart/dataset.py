@@ -120,10 +120,11 @@ def _write_longer(
     """Descriptions, half of them of scenes; reasoning, three quarters of it about scenes of several things."""
     rng = random.Random(f"{seed}/longer")
     several = [scene for scene in scenes if len(scene.context.things) > 1]
-    for shown in (*_sample(scenes, size.detail // 2, rng), *_sample(pictures, size.detail - size.detail // 2, rng)):
+    named = [picture for picture in pictures if picture.context.things[0].name]
+    for shown in (*_sample(scenes, size.detail // 2, rng), *_sample(named, size.detail - size.detail // 2, rng)):
         writer.converse("detail", shown.id, shown.image, rules.detail(shown.context, vocabulary, rng))
     about_scenes = size.reasoning * 3 // 4
-    for shown in (*_sample(several, about_scenes, rng), *_sample(pictures, size.reasoning - about_scenes, rng)):
+    for shown in (*_sample(several, about_scenes, rng), *_sample(named, size.reasoning - about_scenes, rng)):
         writer.converse("reasoning", shown.id, shown.image, rules.reasoning(shown.context, vocabulary, rng))
 
 

@@ -77,11 +77,15 @@ def compose(plan: Plan, stamps: Sequence[Stamp], vocabulary: Vocabulary, side: i
 
 
 def choose(plan: Plan, stamps: Sequence[Stamp], vocabulary: Vocabulary, rng: random.Random) -> tuple[str, list[Stamp]]:
-    """A group that can be counted and the stamps of the scene: names all different, no two groups that overlap."""
+    """A group that can be counted and the stamps of the scene: names all different, no two groups that overlap.
+
+    The group must be able to show every count that scenes ask for, or its noun would give the small counts away.
+    """
     by_group = _by_group(stamps)
-    able = [label for label, found in by_group.items() if vocabulary.group(label).many and len(found) >= plan.members]
+    enough = max(plan.members, min(MAX_THINGS - 1, most_members(stamps, vocabulary)))
+    able = [label for label, found in by_group.items() if vocabulary.group(label).many and len(found) >= enough]
     if not able:
-        raise AssetError(f"no group has nouns to count with and {plan.members} stamps of different names to show")
+        raise AssetError(f"no group has nouns to count with and {enough} stamps of different names to show")
     focus = rng.choice(able)
     chosen = rng.sample(list(by_group[focus].values()), plan.members)
     while len(chosen) < plan.total:

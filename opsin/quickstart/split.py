@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opsin.quickstart.stamps import Stamp
 
 THUMBNAIL_SIDE = 12
-LOOK_ALIKE = 5.0
+LOOK_ALIKE = 4.0
 """Mean difference of two thumbnails, in grey levels, below which the pictures count as the same."""
 
 _VARIANT_WORDS = frozenset(
@@ -40,14 +40,14 @@ class Split:
 def split(stamps: Sequence[Stamp], num_held_out: int, rng: random.Random) -> Split:
     """Hold out about `num_held_out` stamps, each group in proportion.
 
-    Only stamps without any relative are held out, so every held-out caption is unique and none of its words is learned
-    from a twin; of those, the ones with a name come first, because they make the better references.
+    Only stamps without any relative are held out, whose caption and name are not part of another caption either: so no
+    held-out text is ever trained on. Of those, the ones with a name come first; they make the better references.
     """
     if not 0 < num_held_out < len(stamps):
         raise AssetError(f"cannot hold out {num_held_out} of {len(stamps)} stamps: leave some on both sides")
     single = [family[0] for family in families(stamps) if len(family) == 1]
     candidates: dict[str, list[Stamp]] = defaultdict(list)
-    for stamp in single:
+    for stamp in _unspoken(single, stamps):
         candidates[stamp.group].append(stamp)
     sizes: dict[str, int] = defaultdict(int)
     for stamp in stamps:
@@ -62,6 +62,22 @@ def split(stamps: Sequence[Stamp], num_held_out: int, rng: random.Random) -> Spl
     return Split(
         tuple(stamp for stamp in stamps if stamp.id not in held), tuple(stamp for stamp in stamps if stamp.id in held)
     )
+
+
+def _unspoken(candidates: Sequence[Stamp], stamps: Sequence[Stamp]) -> list[Stamp]:
+    """The candidates whose caption and name occur in nobody else's caption ("a pig" does, in "a Tamworth pig")."""
+    spoken = {stamp.id: f" {caption_key(stamp.caption)} " for stamp in stamps}
+    return [
+        stamp
+        for stamp in candidates
+        if not any(
+            f" {key} " in text
+            for kind, key in _keys(stamp)
+            if kind == "text"
+            for other, text in spoken.items()
+            if other != stamp.id
+        )
+    ]
 
 
 def quotas(sizes: Mapping[str, int], total: int) -> dict[str, int]:

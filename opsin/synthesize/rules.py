@@ -73,12 +73,16 @@ def conversation(context: Context, vocabulary: Vocabulary, rng: random.Random) -
 
 
 def naming(context: Context, rng: random.Random) -> tuple[Exchange, ...]:
-    """The group, then the name, of the one thing of the picture."""
+    """The group of the one thing of the picture, and its name or caption."""
     thing = _only_thing(context)
     exchanges = [Exchange(GROUP_QUESTION, thing.group)]
+    ways = [Exchange(BRIEF_QUESTION, sentence(caption)) for caption in context.captions[:1]]
     if thing.name:
-        exchanges.append(Exchange(rng.choice(NAME_QUESTIONS), sentence(thing.name)))
-    return tuple(exchanges)
+        ways.extend(Exchange(question, sentence(thing.name)) for question in NAME_QUESTIONS)
+    if ways:
+        exchanges.append(rng.choice(ways))
+    # The group first, as a rule: after the name it could be told without the picture.
+    return tuple(exchanges if rng.random() < 0.75 else exchanges[::-1])
 
 
 def checking(context: Context, vocabulary: Vocabulary, rng: random.Random) -> tuple[Exchange, ...]:
@@ -232,7 +236,8 @@ def _describe_many(context: Context, vocabulary: Vocabulary) -> list[str]:
     for label, count in counts.items():
         many = vocabulary.group(label).many
         if many and count > 1:
-            quantity = "All" if count == len(context.things) else capitalised(number(count))
+            everything = "Both" if count == 2 else "All"
+            quantity = everything if count == len(context.things) else capitalised(number(count))
             sentences.append(f"{quantity} of them are {many}.")
     return sentences
 
