@@ -9,7 +9,7 @@ from opsin.synthesize.english import DETERMINERS, sentence, with_right_article
 
 _PLAIN = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "–": "-", "—": " - ", "…": "..."})
 _FIRST_SENTENCE = re.compile(r"(.+?[.!?]+\"?)(?=\s+[A-Z])")
-_CUT = re.compile(r"\s*(?:\(|, (?=also |from |an? |or |in )|\s-|-(?=[a-z]+ [a-z]+ )|--)")
+_CUT = re.compile(r"\s*(?:\(|, (?=also |from |an? |or |in )|\s-\s)")
 _CLAUSE = re.compile(
     r"\b(is|are|was|were|has|have|lets?|means?|must|should|you can|gets?|carry|carries|contains?|resembles?|stands?"
     r"|like|used|called|ahead|inside|from|with fruit|eating)\b"
