@@ -101,7 +101,7 @@ def fetch_all(console: Console, *, pictures: Pictures = "stamps") -> Assets:
 
 
 def _stamps_can_be_had(folder: Path, console: Console) -> bool:
-    if apt_get() is not None or (folder / "stamps").exists() or (folder / STAMPS.filename).exists():
+    if apt_get() is not None or (folder / "stamps").exists():
         return True
     console.print(
         f"no apt-get on this system, so {STAMPS.package} cannot be fetched: "

@@ -33,7 +33,9 @@ def extract_deb(deb: Path, out_dir: Path, *, below: str, suffixes: frozenset[str
 
     dpkg-deb reads the package (no root is needed, and nothing is installed); symbolic links are left out.
     """
-    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    if (dpkg_deb := shutil.which("dpkg-deb")) is None:
+        raise AssetError(f"{deb}: there is no dpkg-deb on this system to unpack it")
+    command = [dpkg_deb, "--fsys-tarfile", str(deb)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         if process.stdout is None:
             raise AssetError(f"{deb}: dpkg-deb gives no output")

@@ -334,6 +334,12 @@ def test_deb_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         extract_deb(tmp_path / "t.deb", tmp_path / "out", below="usr", suffixes=frozenset({".txt"}))
 
 
+def test_system_without_dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssetError, match=r"t\.deb: there is no dpkg-deb on this system"):
+        extract_deb(tmp_path / "t.deb", tmp_path / "out", below="usr", suffixes=frozenset({".txt"}))
+
+
 def test_a_second_process_waits_and_says_so(tmp_path: Path) -> None:
     lock, script = tmp_path / ".lock", "import sys; from pathlib import Path; from rich.console import Console\n"
     script += "from opsin.quickstart.fetch import only_one\n"
