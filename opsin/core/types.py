@@ -95,7 +95,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What the language model sees of one grid: `t` maps of `rows` x `cols`, `newline` extra tokens a row, `tail` at the end."""
+    """What the language model sees of a grid: `t` maps of `rows` x `cols`, `newline` more a row, `tail` at the end."""
 
     t: int
     rows: int

@@ -34,9 +34,7 @@ class Preparation:
     mean: Colour
 
 
-def make_example(
-    conversation: Conversation, preparation: Preparation, *, open_for_generation: bool = False
-) -> Example:
+def make_example(conversation: Conversation, preparation: Preparation, *, open_for_generation: bool = False) -> Example:
     """Render, plan every picture's layout from its header, and open its positions.
 
     Raises:

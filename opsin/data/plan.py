@@ -61,8 +61,8 @@ def plan_epoch(examples: Sequence[Example], budget: int, *, seed: int, epoch: in
     if too_long:
         raise DataError(
             [
-                f"{examples[i].where or 'sample'}: ({examples[i].id}) {lengths[i]} tokens, more than the pack's budget of "
-                f"{budget}; raise batch_tokens to at least {max(lengths)}, or shorten the sample"
+                f"{examples[i].where or 'sample'}: ({examples[i].id}) {lengths[i]} tokens, more than the pack's budget "
+                f"of {budget}; raise batch_tokens to at least {max(lengths)}, or shorten the sample"
                 for i in too_long
             ]
         )

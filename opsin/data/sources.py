@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter
-from pathlib import Path  # noqa: TC003 (pydantic evaluates the annotations)
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from opsin.core.errors import DataError
+from opsin.core.paths import ExistingFile, ExistingFolder
 from opsin.core.types import Conversation, Part, Picture, Role, Turn
 from opsin.data.image_paths import ImageRoot
 from opsin.data.records import BadRecord, Record, read_records
@@ -39,8 +39,8 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: Path
-    image_root: Path | None = None
+    path: ExistingFile
+    image_root: ExistingFolder | None = None
     allow_outside: bool = False
 
     def conversations(self, counts: Counts) -> Iterator[Conversation]:

@@ -130,11 +130,12 @@ class PackedAttention:
             out = sdpa(one, two, three, scale=scale, mask=mask, causal=mask is None)
             attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
         flat = attended[0] if len(attended) == 1 else torch.cat(attended)
-        return flat.index_select(0, self.inverse_T).unflatten(1, (q.shape[1], q.shape[3])).transpose(0, 1)[None]
+        out_THd = flat.index_select(0, self.inverse_T).view(-1, q.shape[1], q.shape[3])
+        return out_THd.transpose(0, 1)[None]
 
 
 def _rows(packed: Tensor, index: Tensor) -> Tensor:
-    """(1, heads, T, width) -> (rows, heads, longest, width). Whole token rows are gathered: one contiguous copy each."""
+    """(1, heads, T, width) -> (rows, heads, longest, width). Whole token rows are gathered, each one copy."""
     flat = packed[0].transpose(0, 1).flatten(1).index_select(0, index.flatten())
     return flat.view(*index.shape, packed.shape[1], packed.shape[3]).transpose(1, 2)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from opsin.core.errors import ModelError
+from opsin.core.paths import ExistingFolder
 from opsin.core.types import Layout, PictureRole
 from opsin.text.templates import Template
 from opsin.vision.resolution import Colour, Resolution, Square
@@ -60,7 +61,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
 class Pretrained(Value):
     """Something with weights at `path`, or from scratch by `config`."""
 
-    path: Path | None = None
+    path: ExistingFolder | None = None
     config: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -149,9 +150,7 @@ class EfficientNetLiteEncoder(Pretrained):
         return
 
 
-Encoder = Annotated[
-    ClipEncoder | SiglipEncoder | Dinov2Encoder | EfficientNetLiteEncoder, Field(discriminator="kind")
-]
+Encoder = Annotated[ClipEncoder | SiglipEncoder | Dinov2Encoder | EfficientNetLiteEncoder, Field(discriminator="kind")]
 
 
 class LinearConnector(Value):
@@ -185,7 +184,9 @@ class AveragePoolConnector(Value):
     def shrink(self, rows: int, cols: int) -> tuple[int, int]:
         """Patch grid -> token grid."""
         if self.side > min(rows, cols):
-            raise ValueError(f"average_pool to {self.side}x{self.side} tokens from a {rows}x{cols} grid would enlarge it")
+            raise ValueError(
+                f"average_pool to {self.side}x{self.side} tokens from a {rows}x{cols} grid would enlarge it"
+            )
         return self.side, self.side
 
 
@@ -195,7 +196,7 @@ Connector = Annotated[LinearConnector | MlpConnector | AveragePoolConnector, Fie
 class LanguageModel(Pretrained):
     """A stock transformers causal language model; `tokenizer` is a directory, by default the model's own."""
 
-    tokenizer: Path | None = None
+    tokenizer: ExistingFolder | None = None
 
     @model_validator(mode="after")
     def _has_tokenizer(self) -> LanguageModel:
@@ -211,6 +212,17 @@ class LanguageModel(Pretrained):
         return path
 
 
+PartName = Literal["vision", "connector", "language"]
+"""The parts that a stage can train."""
+
+
+class Lora(Value):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer of a part."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(32.0, gt=0)
+
+
 class ModelConfig(Value):
     """Encoder + connector + language model, and how pictures and text are put to them.
 
@@ -220,7 +232,7 @@ class ModelConfig(Value):
     encoder: Encoder
     connector: Connector
     language: LanguageModel
-    resolution: Resolution = Square()
+    resolution: Resolution = Square(size=336)
     template: Template
 
     def resolved(self) -> ModelConfig:
@@ -249,8 +261,8 @@ class ModelConfig(Value):
         trained_for = self.encoder.image_size
         if trained_for is not None and trained_for != self.resolution.size:
             raise ModelError(
-                f"resolution size {self.resolution.size} but the {self.encoder.kind} encoder has position embeddings for "
-                f"{trained_for}; set resolution.size to {trained_for}"
+                f"resolution size {self.resolution.size} but the {self.encoder.kind} encoder has position embeddings "
+                f"for {trained_for}; set resolution.size to {trained_for}"
             )
         self.layout(self.resolution.size, self.resolution.size, "single")
 

@@ -21,12 +21,12 @@ from opsin.model.config import LANGUAGE_MODELS, LanguageModel
 class Decoder(nn.Module):
     """Embedding, layers, final norm and head of a Llama, Mistral, Qwen2 or Qwen3 model."""
 
-    def __init__(self, lm: nn.Module) -> None:
+    def __init__(self, lm: Any) -> None:
         super().__init__()
         if lm.config.model_type not in LANGUAGE_MODELS:
             raise ModelError(f"model_type {lm.config.model_type!r}; supported: {', '.join(LANGUAGE_MODELS)}")
         lm.config._attn_implementation = ATTENTION
-        self.lm = lm
+        self.lm: Any = lm
 
     @property
     def _body(self) -> Any:
@@ -85,6 +85,8 @@ def load_decoder(language: LanguageModel, *, weights: bool = True) -> Decoder:
     if model_type not in LANGUAGE_MODELS:
         raise ModelError(f"model_type {model_type!r}; supported: {', '.join(LANGUAGE_MODELS)}")
     facts.pop("architectures", None)
+    if "quantization_config" in facts:
+        raise ModelError(f"{language.path}: the weights are quantised; convert them to bfloat16 safetensors first")
     dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
     config = AutoConfig.for_model(model_type, **facts)
     if language.path is None or not weights:
@@ -92,7 +94,7 @@ def load_decoder(language: LanguageModel, *, weights: bool = True) -> Decoder:
     return Decoder(_load_weights(language.path, config, dtype))
 
 
-def _load_weights(path: Path, config: Any, dtype: str | None) -> nn.Module:
+def _load_weights(path: Path, config: Any, dtype: str | None) -> Any:
     lm, report = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
@@ -106,5 +108,4 @@ def _load_weights(path: Path, config: Any, dtype: str | None) -> nn.Module:
     if any(wrong.values()):
         listed = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names)}" for kind, names in wrong.items() if names)
         raise ModelError(f"{path}: the weights do not match the config ({listed})")
-    model: nn.Module = lm
-    return model
+    return lm

@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModel
 from opsin.core.errors import ModelError
 from opsin.model.config import (
     ClipEncoder,
-    Colour,
     Dinov2Encoder,
     EfficientNetLiteEncoder,
     Encoder,
@@ -23,6 +22,7 @@ from opsin.model.config import (
     TowerEncoder,
 )
 from opsin.model.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+from opsin.vision.resolution import Colour
 
 TOWER_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
 PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1}
@@ -35,6 +35,8 @@ class Normalise(nn.Module):
     def __init__(self, mean: Colour, std: Colour) -> None:
         super().__init__()
         mean_3, std_3 = torch.tensor(mean), torch.tensor(std)
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", (1 / (255 * std_3))[:, None, None], persistent=False)
         self.register_buffer("shift", (-mean_3 / std_3)[:, None, None], persistent=False)
 

@@ -38,7 +38,7 @@ class Sampling:
 
 @torch.no_grad()
 def prefill(model: Vlm, prompts: Batch, extra: int) -> tuple[KeyValueCache, Tensor]:
-    """Run the prompts once; returns their cache, with room for `extra` tokens a row, and the last hidden states (B, D)."""
+    """Run the prompts once; returns their cache, with room for `extra` tokens a row, and last hidden states (B, D)."""
     device = prompts.tokens_T.device
     lengths = torch.tensor(prompts.lengths, device=device)
     cache = KeyValueCache(len(lengths), int(lengths.max()) + extra, device)

@@ -60,11 +60,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def supervised_loss(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
-    """Sum of the cross entropies of all supervised positions; exactly zero, with zero gradients, where there is none."""
+    """Sum of the cross entropies of all supervised positions; exactly zero, with zero gradients, if there is none."""
     rows_S = torch.nonzero(targets_T != IGNORE_INDEX)[:, 0]
     hidden_SD = hidden_TD.index_select(0, rows_S)
     if torch.is_autocast_enabled(hidden_TD.device.type):
         hidden_SD = hidden_SD.to(torch.get_autocast_dtype(hidden_TD.device.type))
     chunk = max(1, CHUNK_LOGITS // weight_VD.shape[0])
-    loss: Tensor = ChunkedCrossEntropy.apply(hidden_SD, weight_VD, targets_T[rows_S], chunk)
+    loss: Tensor = ChunkedCrossEntropy.apply(hidden_SD, weight_VD, targets_T[rows_S], chunk)  # type: ignore[no-untyped-call]
     return loss

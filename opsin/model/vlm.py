@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -10,21 +11,20 @@ from torch import Tensor, nn
 from opsin.core.errors import ModelError
 from opsin.core.types import Batch
 from opsin.model.attention import Attend, PackedAttention
-from opsin.model.config import ModelConfig
+from opsin.model.config import ModelConfig, PartName
 from opsin.model.connectors import build_connector
 from opsin.model.decoder import load_decoder
 from opsin.model.encoders import load_encoder
 from opsin.model.splice import splice
 
-PartName = Literal["vision", "connector", "language"]
-
 
 class Vlm(nn.Module):
-    """A model built from a resolved `ModelConfig`. `weights=False` leaves all parts random, for a checkpoint to fill."""
+    """A model built from a resolved `ModelConfig`. `weights=False` leaves the parts random, to be filled."""
 
     def __init__(self, config: ModelConfig, *, weights: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.precision: Literal["bf16", "fp32"] = "fp32"
         self.encoder = load_encoder(config.encoder, weights=weights)
         self.decoder = load_decoder(config.language, weights=weights)
         self.connector = build_connector(config.connector, self.encoder.width, self.decoder.width)
@@ -37,6 +37,18 @@ class Vlm(nn.Module):
             "language": self.decoder,
         }
         return parts[name]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.head_weight.device
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The autocast context that `precision` asks for; every forward pass, in training and after, runs inside it."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        return context
 
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (G, 3, h, w) -> features (G, P, C); without autograd where the encoder is frozen."""
@@ -63,7 +75,8 @@ class Vlm(nn.Module):
         grid = batch.layouts[0].grids[0]
         if features_GPC.shape[:2] != (len(batch.layouts), grid.patches):
             raise ModelError(
-                f"features of shape {tuple(features_GPC.shape)} for {len(batch.layouts)} pictures of {grid.patches} patches"
+                f"features of shape {tuple(features_GPC.shape)} for {len(batch.layouts)} pictures "
+                f"of {grid.patches} patches"
             )
         visual_GND = self.connector(features_GPC.to(next(self.connector.parameters()).dtype), grid)
         return splice(embeddings_TD, visual_GND.flatten(0, 1), batch.visual_N)

@@ -55,7 +55,7 @@ def load_config(
     """Read a YAML file (a `Path`) or YAML text (a `str`, called `name`), apply overrides, and validate.
 
     An override is `stages.0.train.connector.lr=5e-4`, its value read as YAML. `variables` (by default the environment)
-    fills `${NAME}` and `${NAME:-default}`.
+    fills `${NAME}` and `${NAME:-default}`. Relative paths (`opsin.core.paths`) start at the file's folder.
 
     Raises:
         RecipeError: with every problem, each with its line or its override.
@@ -71,7 +71,8 @@ def load_config(
     draft = _Draft(name, document)
     for override in overrides:
         draft.apply(override, variables)
-    value = _validated(model, draft)
+    folder = source.absolute().parent if isinstance(source, Path) else None
+    value = _validated(model, draft, folder)
     if value is None or draft.problems:
         raise RecipeError(name, [text for _, text in sorted(draft.problems, key=lambda problem: problem[0])])
     return value
@@ -168,10 +169,10 @@ def _read(source: Path | str, name: str) -> str:
         raise RecipeError(name, [f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8"]) from error
 
 
-def _validated(model: type[Model], draft: _Draft) -> Model | None:
+def _validated(model: type[Model], draft: _Draft, folder: Path | None) -> Model | None:
     data = draft.document.value
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         schema = model.model_json_schema()
         for details in error.errors(include_url=False):

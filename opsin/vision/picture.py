@@ -1,6 +1,6 @@
 """The one place where opsin opens images: everything is bounded before a pixel is decoded.
 
-Policy: JPEG, PNG, WebP, GIF and BMP only; at most 20 MB, 64 megapixels, 16,384 pixels a side and an aspect ratio of 200;
+Policy: JPEG, PNG, WebP, GIF and BMP only; at most 20 MB, 64 megapixels, 16,384 pixels a side and an aspect of 200;
 EXIF rotation applied; 16-bit scaled by 1/257; transparency composited on white; the first frame of an animation.
 Messages never repeat the decoder's own text, which can contain memory addresses.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -40,7 +41,7 @@ class PictureSize:
     width: int
 
 
-def _open_stream(picture: Picture) -> io.BufferedIOBase:
+def _open_stream(picture: Picture) -> BinaryIO:
     if picture.data is not None:
         if len(picture.data) > MAX_BYTES:
             raise PictureError(f"{picture.name}: {len(picture.data):,} bytes; the limit is {MAX_BYTES:,}")

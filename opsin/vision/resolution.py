@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from opsin.core.types import Block, Grid, Layout, PictureRole
 
+Colour = tuple[float, float, float]
+"""Red, green, blue in 0..1."""
+
 Shrink = Callable[[int, int], tuple[int, int]]
 """Patch grid (rows, cols) -> token grid, as the connector folds it."""
 
@@ -51,7 +54,7 @@ class Square(BaseModel):
             blocks=(Block(1, rows, cols),),
         )
 
-    def pixels(self, image: Image.Image, mean: tuple[float, float, float]) -> np.ndarray:
+    def pixels(self, image: Image.Image, mean: Colour) -> np.ndarray:
         """RGB image -> uint8 (3, size, size). `mean` is the encoder's mean colour (0..1), used by `pad`."""
         if self.fit == "pad":
             image = expand_to_square(image, mean)
@@ -62,13 +65,13 @@ class Square(BaseModel):
         return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def mean_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+def mean_colour(mean: Colour) -> tuple[int, int, int]:
     """LLaVA's padding colour: truncated, not rounded, so CLIP's mean is (122, 116, 104)."""
     red, green, blue = (int(255 * channel) for channel in mean)
     return red, green, blue
 
 
-def expand_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+def expand_to_square(image: Image.Image, mean: Colour) -> Image.Image:
     """LLaVA's `expand2square`: centred on a square of the mean colour; an odd remainder goes to the bottom or right."""
     width, height = image.size
     if width == height:

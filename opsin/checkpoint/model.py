@@ -1,0 +1,154 @@
+"""A model and its tokenizer as files of a checkpoint: `model.json`, `model.safetensors`, `tokenizer/`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from opsin.checkpoint.store import newest_whole, verify
+from opsin.core.errors import CheckpointError
+from opsin.core.files import write_json
+from opsin.model.config import Lora, ModelConfig, PartName
+from opsin.model.encoders import fill_exactly
+from opsin.model.lora import add_lora, merge_lora
+from opsin.model.vlm import Vlm
+from opsin.text.tokenizer import Tokenizer
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint holds, ready to use."""
+
+    model: Vlm
+    tokenizer: Tokenizer
+    path: Path
+    meta: dict[str, Any]
+
+
+def unique_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's tensors by name, each storage once (a tied head is left out)."""
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            state[name] = tensor.detach().contiguous()
+    return state
+
+
+def write_model(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[PartName, Lora]) -> None:
+    """Write a model, with the adapters it carries at the moment, into a checkpoint being made."""
+    # Paths of the machine that trained it mean nothing elsewhere: the configs stand for themselves.
+    dumped = model.config.model_dump(mode="json", exclude={"encoder": {"path"}, "language": {"path", "tokenizer"}})
+    dumped["language"]["tokenizer"] = "tokenizer"
+    adapters = {part: value.model_dump(mode="json") for part, value in lora.items()}
+    write_json(folder / "model.json", {"model": dumped, "lora": adapters, "precision": model.precision})
+    save_file(unique_state(model), folder / "model.safetensors")
+    tokenizer.save(folder / "tokenizer")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What `model.json` says: the model, the adapters its weights carry, and the precision it computes in."""
+
+    config: ModelConfig
+    lora: dict[PartName, Lora]
+    precision: Literal["bf16", "fp32"]
+
+
+def read_config(folder: Path) -> Described:
+    """Read `model.json`.
+
+    Raises:
+        CheckpointError: it is missing or not valid.
+    """
+    try:
+        value = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        config = ModelConfig.model_validate(value["model"])
+        lora: dict[PartName, Lora] = {part: Lora.model_validate(lora) for part, lora in value["lora"].items()}
+        precision: Literal["bf16", "fp32"] = value["precision"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: model.json cannot be read ({error})") from None
+    tokenizer = folder / str(config.language.tokenizer)
+    language = config.language.model_copy(update={"tokenizer": tokenizer})
+    return Described(config.model_copy(update={"language": language}), lora, precision)
+
+
+def fill_model(model: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into a model of the same architecture, keeping the file's dtypes.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+        ModelError: they do not fit (all named).
+    """
+    path = folder / "model.safetensors"
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError):
+        raise CheckpointError(f"{path}: damaged or missing") from None
+    for name, tensor in unique_state(model).items():
+        if name in state and state[name].dtype != tensor.dtype:
+            _set_dtype(model, name, state[name].dtype)
+    tied = {name: state[first] for name, first in _tied(model).items() if first in state}
+    fill_exactly(model, state | tied, str(path))
+
+
+def _set_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    getattr(module, leaf).data = getattr(module, leaf).data.to(dtype)
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Names that `unique_state` leaves out -> the name whose storage they share."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in first:
+            tied[name] = first[tensor.data_ptr()]
+        else:
+            first[tensor.data_ptr()] = name
+    return tied
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint directory itself, or the newest whole one of a run directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / CHECKPOINTS).is_dir():
+        return newest_whole(path / CHECKPOINTS)[0]
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; give a run or a checkpoint of one")
+    return path
+
+
+def load_model(path: Path) -> Loaded:
+    """Load a checkpoint (or a run's newest) for use: verified, adapters merged, nothing trainable.
+
+    Raises:
+        CheckpointError: it is missing, incomplete or altered.
+    """
+    folder = find_checkpoint(path)
+    meta = verify(folder)
+    described = read_config(folder)
+    model = Vlm(described.config, weights=False)
+    model.precision = described.precision
+    for part, lora in described.lora.items():
+        add_lora(model.part(part), lora)
+    fill_model(model, folder)
+    for part in described.lora:
+        merge_lora(model.part(part))
+    model.requires_grad_(requires_grad=False).eval()
+    return Loaded(model, Tokenizer.load(described.config.language.tokenizer_path), folder, meta)

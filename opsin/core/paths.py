@@ -1,0 +1,37 @@
+"""Paths in configuration values: relative to the configuration's folder, and checked with all other keys at once.
+
+Validation with `context={"folder": Path}` anchors and checks them; without it (a saved checkpoint) they are left alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+
+
+def _anchored(path: Path, info: ValidationInfo) -> tuple[Path, bool]:
+    folder: Path | None = (info.context or {}).get("folder")
+    return (path, False) if folder is None else ((folder / path.expanduser()).absolute(), True)
+
+
+def _file(path: Path, info: ValidationInfo) -> Path:
+    path, checked = _anchored(path, info)
+    if checked and not path.is_file():
+        raise ValueError(f"no such file: {path}" if not path.exists() else f"not a file: {path}")
+    return path
+
+
+def _folder(path: Path, info: ValidationInfo) -> Path:
+    path, checked = _anchored(path, info)
+    if checked and not path.is_dir():
+        raise ValueError(f"no such folder: {path}" if not path.exists() else f"not a folder: {path}")
+    return path
+
+
+ExistingFile = Annotated[Path, AfterValidator(_file)]
+"""A path to a file that must be there."""
+
+ExistingFolder = Annotated[Path, AfterValidator(_folder)]
+"""A path to a folder that must be there."""

@@ -1,0 +1,51 @@
+"""Low-rank adapters through peft: put them into a part, find their weights, merge them away."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from opsin.core.errors import MissingExtraError
+from opsin.model.config import Lora
+
+MARK = "lora_"
+"""In the name of every adapter weight (peft's convention)."""
+
+
+def add_lora(part: nn.Module, lora: Lora) -> None:
+    """Put adapters (float32, B zero, so nothing changes yet) beside every linear layer below `part`, in place.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise MissingExtraError("peft", "lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [name for name, module in part.named_modules() if isinstance(module, nn.Linear) and "lm_head" not in name]
+    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), part)
+    for name, parameter in part.named_parameters():
+        if MARK in name:
+            parameter.data = parameter.data.float()
+
+
+def merge_lora(part: nn.Module) -> None:
+    """Replace every adapted layer below `part` by one linear layer with the sum, computed in float32."""
+    if find_spec("peft") is None:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(part.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(part.get_submodule(parent), child, _merged(module))
+
+
+@torch.no_grad()
+def _merged(layer: nn.Module) -> nn.Linear:
+    base: nn.Linear = layer.base_layer  # type: ignore[assignment]  # adapters sit on linear layers only
+    delta = layer.get_delta_weight("default").float()  # type: ignore[operator]
+    base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+    return base

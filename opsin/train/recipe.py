@@ -1,0 +1,102 @@
+"""A run as one validated value: the model, and the stages that train it. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from opsin.core.errors import OpsinError, RecipeError
+from opsin.data.sources import Source
+from opsin.model.config import Lora, ModelConfig, PartName, Value
+from opsin.text.templates import Template
+from opsin.train.validate import load_config
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class PartPlan(Value):
+    """How one part is trained: all its weights, or low-rank adapters on its linear layers."""
+
+    lr: Rate
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    lora: Lora | None = None
+
+
+class Trained(Value):
+    """What a stage trains. A part that is not named is frozen."""
+
+    vision: PartPlan | None = None
+    connector: PartPlan | None = None
+    language: PartPlan | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Trained:
+        if not self.parts:
+            raise ValueError("a stage must train at least one of: vision, connector, language")
+        return self
+
+    @property
+    def parts(self) -> dict[PartName, PartPlan]:
+        """The trained parts, in order."""
+        named: dict[PartName, PartPlan | None] = {
+            "vision": self.vision,
+            "connector": self.connector,
+            "language": self.language,
+        }
+        return {name: plan for name, plan in named.items() if plan is not None}
+
+
+class Stage(Value):
+    """One stage: data, what is trained and how fast, and for how long."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=40)
+    data: list[Source] = Field(min_length=1)
+    train: Trained
+    template: Template | None = Field(None, description="chat template of this stage; by default the model's")
+    epochs: float = Field(1.0, gt=0, le=1000)
+    batch_tokens: int = Field(2048, ge=16, description="tokens of one pack")
+    packs_per_step: int = Field(1, ge=1, description="packs whose gradients are summed before a step")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")
+    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
+
+    @model_validator(mode="after")
+    def _cache_needs_frozen(self) -> Stage:
+        if self.cache_features and self.train.vision is not None:
+            raise ValueError("cache_features needs a frozen encoder, but this stage trains 'vision'")
+        return self
+
+
+class Recipe(Value):
+    """Everything that decides a run."""
+
+    name: str = Field(min_length=1, max_length=80)
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end of each stage only")
+    keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept")
+    model: ModelConfig
+    stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct_stages(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"stage names must differ; used more than once: {', '.join(twice)}")
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, validate and resolve a recipe; file paths in it are relative to the recipe's folder.
+
+    Raises:
+        RecipeError: every problem at once, each with its line.
+    """
+    recipe = load_config(path, Recipe, overrides or [])
+    try:
+        return recipe.model_copy(update={"model": recipe.model.resolved()})
+    except OpsinError as error:
+        raise RecipeError(str(path), [f"{path}: model: {error}"]) from None
