@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from opsin.checkpoint.prepare import preparation as model_preparation
 from opsin.core.errors import DataError, OpsinError, TrainError
 from opsin.core.types import Example
 from opsin.data.example import Preparation, make_example
@@ -19,13 +20,7 @@ from opsin.train.recipe import Stage
 
 def preparation(config: ModelConfig, tokenizer: Tokenizer, stage: Stage | None = None) -> Preparation:
     """How a model's inputs are prepared; a stage may use a template of its own."""
-    return Preparation(
-        tokenizer=tokenizer,
-        template=(stage.template if stage else None) or config.template,
-        plan_layout=config.layout,
-        resolution=config.resolution,
-        mean=config.encoder.mean,
-    )
+    return model_preparation(config, tokenizer, stage.template if stage else None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""How a model is spoken to: what prepares its inputs, and the tokens that end its answers.
+
+Training, evaluation and chat take both from here, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from opsin.data.example import Preparation
+from opsin.model.config import ModelConfig
+from opsin.text.templates import Template
+from opsin.text.tokenizer import Tokenizer
+
+
+def preparation(config: ModelConfig, tokenizer: Tokenizer, template: Template | None = None) -> Preparation:
+    """How a model's inputs are prepared; a stage of training may use a template of its own."""
+    return Preparation(
+        tokenizer=tokenizer,
+        template=template or config.template,
+        plan_layout=config.layout,
+        resolution=config.resolution,
+        mean=config.encoder.mean,
+    )
+
+
+def stop_ids(prepare: Preparation) -> frozenset[int]:
+    """The tokens that end an answer: the template's marks and the tokenizer's own end of text."""
+    tokenizer = prepare.tokenizer
+    own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return frozenset([*map(tokenizer.control, prepare.template.stop_tokens), *own])
