@@ -220,6 +220,6 @@ def retrieval(matrix_GG: np.ndarray) -> list[Score]:
     count = len(matrix_GG)
     ranks: list[tuple[int, Metric]] = [(1, "recall@1"), (5, "recall@5")]
     return [
-        _share(CAPTION, metric, recall_at(matrix_GG, k), min(1.0, k / count), f"chance, 1 of {count} captions")
+        _share(CAPTION, metric, recall_at(matrix_GG, k), min(1.0, k / count), f"chance, {min(k, count)} of {count} captions")
         for k, metric in ranks
     ]

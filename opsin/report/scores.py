@@ -98,8 +98,10 @@ class Reference:
 
 
 def rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, Metric]]:
-    """Every (task, metric) of some evaluations, once, in order."""
-    return list(dict.fromkeys((s.task, s.metric) for evaluation in evaluations for s in evaluation.scores.scores))
+    """Every (task, metric) of some evaluations, once, in order, a task's metrics together."""
+    found = list(dict.fromkeys((s.task, s.metric) for evaluation in evaluations for s in evaluation.scores.scores))
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    return sorted(found, key=lambda row: tasks.index(row[0]))
 
 
 def shown(value: float, metric: Metric) -> str:

@@ -18,7 +18,7 @@ CONTEXT = 256
 
 
 def tiny_model(folder: Path) -> tuple[Vlm, Tokenizer]:
-    """A convolutional encoder at 64 pixels (4 visual tokens), a two-layer Llama, ChatML; the same weights every time."""
+    """A convolutional encoder at 64 pixels (4 visual tokens), a two-layer Llama, ChatML; always the same weights."""
     tokenizer_dir = chatml_tokenizer_dir(folder)
     tokenizer = Tokenizer.load(tokenizer_dir)
     language = {
