@@ -14,7 +14,7 @@ import numpy as np
 from opsin.core.errors import DataError
 from opsin.core.types import Example
 
-WINDOW = 256
+WINDOW = 1024
 """Samples considered at once: large enough to fill packs, small enough to keep the shuffle's order."""
 
 
@@ -70,7 +70,7 @@ def plan_epoch(examples: Sequence[Example], budget: int, *, seed: int, epoch: in
     packs = []
     for start in range(0, len(order), WINDOW):
         packs += _fill([int(i) for i in order[start : start + WINDOW]], lengths, budget)
-    # Best fit fills the fullest packs first; shuffling them keeps easy and hard packs apart in time.
+    # A window's last packs are the emptiest; shuffling spreads them.
     shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(packs))
     return Plan(tuple(_pack(packs[int(i)], examples) for i in shuffled), budget)
 
@@ -84,10 +84,13 @@ def _pack(samples: Sequence[int], examples: Sequence[Example]) -> Pack:
 
 
 def _fill(samples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Best-fit decreasing: each sample, longest first, into the pack with the least room that still takes it."""
+    """Best fit in the shuffled order: each sample into the pack with the least room that still takes it.
+
+    Not longest first: that fills packs a little better, but sorts them by length, and so by kind of sample.
+    """
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, pack), sorted
-    for i in sorted(samples, key=lambda i: (-lengths[i], i)):
+    for i in samples:
         at = bisect.bisect_left(room, (lengths[i], -1))
         if at < len(room):
             free, pack = room.pop(at)
