@@ -26,13 +26,19 @@ def prepare_parts(model: Vlm, stage: Stage, precision: str) -> None:
     for name in PARTS:
         part, plan = model.part(name), stage.train.parts.get(name)
         fully = plan is not None and plan.lora is None
-        part.to(torch.bfloat16 if precision == "bf16" and not fully else torch.float32)
+        _store_as(part, torch.bfloat16 if precision == "bf16" and not fully else torch.float32)
         if plan is None:
             continue
         if plan.lora is not None:
             add_lora(part, plan.lora)
         for parameter_name, parameter in part.named_parameters():
             parameter.requires_grad_(plan.lora is None or MARK in parameter_name)
+
+
+def _store_as(part: nn.Module, dtype: torch.dtype) -> None:
+    """Change the dtype of weights only: rotary frequencies and normalisation constants are exact in float32."""
+    for parameter in part.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def trained_parameters(model: Vlm, stage: Stage) -> dict[PartName, dict[str, nn.Parameter]]:
