@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from opsin import __version__
 from opsin.core.errors import CheckpointError
 from opsin.core.files import fsync_directory, fsync_file, sha256_file, write_json
@@ -38,10 +40,11 @@ def commit(path: Path, write: Callable[[Path], None], meta: dict[str, Any]) -> P
         _seal(partial, meta)
         partial.rename(path)
         fsync_directory(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         free = shutil.disk_usage(path.parent if path.parent.is_dir() else Path.cwd()).free
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: could not be saved ({error.strerror}; {free / 1e6:,.0f} MB free); "
+            f"{path}: could not be saved ({reason}; {free / 1e6:,.0f} MB free); "
             "earlier checkpoints are untouched"
         ) from None
     finally:
