@@ -49,6 +49,8 @@ def _attention_function(
 ) -> tuple[Tensor, None]:
     """The signature that transformers' attention interface prescribes; returns (batch, tokens, heads, head width)."""
     del attention_mask  # opsin never builds one
+    # Under autocast the rotary embedding can leave queries and keys in float32 beside values in bfloat16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out = attend(module.layer_idx, query, key, value, scaling, sliding_window)
     return out.transpose(1, 2), None
 
@@ -63,10 +65,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, 
         if causal and q.shape[2] <= SHORT:
             return _short_causal(q, k, v, scale)
         q, k, v = q.float(), k.float(), v.float()  # the fused CPU kernel is about 3x slower in bfloat16
+        with torch.autocast("cpu", enabled=False):  # which would turn them back
+            return _fused(q, k, v, scale, mask, causal=causal).to(dtype)
+    return _fused(q, k, v, scale, mask, causal=causal)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, *, causal: bool) -> Tensor:
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale).to(dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
 def _short_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -87,6 +87,8 @@ def _write_views(
             rng = random.Random(f"{seed}/{identity}")
             seen = view(stamp, index, size.side, rng)
             image = writer.picture(identity, seen.image)
+            if index == 0:
+                writer.labels[image] = stamp.group
             writer.caption(identity, image, rng.choice(rules.BRIEF_INSTRUCTIONS), stamp.caption)
             writer.converse("conversation", f"{identity}.name", image, rules.naming(seen.context, rng))
             writer.converse("conversation", f"{identity}.check", image, rules.checking(seen.context, vocabulary, rng))

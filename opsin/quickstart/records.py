@@ -93,6 +93,8 @@ class Writer:
     instruct: list[dict[str, Any]] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, str] = field(default_factory=dict)
+    """Group of each training picture (one file a picture), to measure the encoder's own level with."""
 
     @classmethod
     def start(cls, folder: Path) -> Writer:
@@ -137,6 +139,7 @@ class Writer:
             "size": asdict(size),
             "pictures": sum(1 for _ in (self.folder / "images").iterdir()),
             "groups": groups,
+            "labels": self.labels,
             "align": {"records": len(self.align), "estimated_tokens": _tokens(self.align)},
             "instruct": {
                 "records": len(self.instruct),

@@ -71,12 +71,18 @@ class FeatureCache:
                 digests = json.loads(file.metadata()["pictures"])
                 rows, recorded = file.get_tensor("features"), file.metadata()["sha256"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise FeatureCacheError(
-                f"{self.path}: the feature cache is damaged (not a whole file); delete it"
-            ) from None
+            raise FeatureCacheError(f"{self.path}: the feature cache is damaged (not whole)") from None
         if _tensor_digest(rows) != recorded or len(rows) != len(digests):
-            raise FeatureCacheError(f"{self.path}: the feature cache is damaged (its checksum differs); delete it")
+            raise FeatureCacheError(f"{self.path}: the feature cache is damaged (its checksum differs)")
         self._rows = dict(zip(digests, rows, strict=True))
+
+    def load_or_forget(self, on_line: Callable[[str], None]) -> None:
+        """`load`; a damaged file is named, deleted, and its features will be computed again."""
+        try:
+            self.load()
+        except FeatureCacheError as error:
+            on_line(f"{error}; computing the features again")
+            self.path.unlink()
 
     def add(
         self, pictures: Iterable[Picture], on_progress: Callable[[int, int], None] = lambda _done, _all: None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,13 +90,15 @@ class Recipe(Value):
         return self
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, variables: Mapping[str, str] | None = None) -> Recipe:
     """Read, validate and resolve a recipe; file paths in it are relative to the recipe's folder.
+
+    `variables` fill `${NAME}` in its texts, by default from the environment.
 
     Raises:
         RecipeError: every problem at once, each with its line.
     """
-    recipe = load_config(path, Recipe, overrides or [])
+    recipe = load_config(path, Recipe, overrides, variables=variables)
     try:
         return recipe.model_copy(update={"model": recipe.model.resolved()})
     except OpsinError as error:

@@ -31,7 +31,7 @@ from opsin.model.lora import merge_lora
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import plan_steps, preparation, read_stage
-from opsin.train.features import FeatureCache, FeatureCacheError
+from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser
 from opsin.train.recipe import Recipe, Stage
@@ -151,11 +151,7 @@ def _build_loop(recipe: Recipe, stage: Stage, model: Vlm, tokenizer: Tokenizer, 
 
 def _features(model: Vlm, stage: Stage, examples: Any, prepare: Any, hooks: Hooks) -> FeatureCache:
     cache = FeatureCache(model, prepare)
-    try:
-        cache.load()
-    except FeatureCacheError as error:
-        hooks.on_line(f"{error}; computing the features again")
-        cache.path.unlink()
+    cache.load_or_forget(hooks.on_line)
     computed = cache.add((p for example in examples for p in example.pictures), hooks.on_features)
     hooks.on_line(
         f"stage {stage.name!r}: features of {computed} pictures computed, {len(cache) - computed} were cached"

@@ -8,6 +8,7 @@ Messages never repeat the decoder's own text, which can contain memory addresses
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -47,11 +48,16 @@ def _open_stream(picture: Picture) -> BinaryIO:
             raise PictureError(f"{picture.name}: {len(picture.data):,} bytes; the limit is {MAX_BYTES:,}")
         return io.BytesIO(picture.data)
     path = Path(picture.path or "")
-    if not path.exists():
-        raise PictureError(f"{path}: no such file; check the image root and the path in the record")
-    if not path.is_file():  # a FIFO would block for ever
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        raise PictureError(f"{path}: no such file; check the image root and the path in the record") from None
+    except (OSError, ValueError) as error:  # a folder that may not be entered, a name too long, a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PictureError(f"{path}: cannot be read ({reason})") from None
+    if not stat.S_ISREG(facts.st_mode):  # a FIFO would block for ever
         raise PictureError(f"{path}: not a regular file")
-    size = path.stat().st_size
+    size = facts.st_size
     if size == 0:
         raise PictureError(f"{path}: the file is empty (0 bytes)")
     if size > MAX_BYTES:
@@ -83,6 +89,10 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         try:
             image = Image.open(stream, formats=FORMATS)
+        except Image.DecompressionBombError:  # the header claims so much that Pillow refuses before we can
+            raise PictureError(
+                f"{picture.name}: far more than {MAX_PIXELS:,} pixels, which is the limit. Downscale the picture first"
+            ) from None
         except (UnidentifiedImageError, *DECODER_ERRORS):
             raise PictureError(
                 f"{picture.name}: not a readable image; supported formats are {', '.join(FORMATS)}"

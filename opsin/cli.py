@@ -1,0 +1,144 @@
+"""The command line. Torch is imported by the commands that need it, so `--help` and recipe errors come at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from opsin import __version__
+from opsin.core.errors import OpsinError
+
+app = typer.Typer(
+    name="opsin",
+    help="Multimodal instruction tuning: data from pictures, a vision-language model in stages, scores, a chat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+FAILED = 2
+INTERRUPTED = 130
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+class PictureSet(StrEnum):
+    """Where the quick start's pictures come from."""
+
+    STAMPS = "stamps"
+    EASY_VQA = "easy-vqa"
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are printed without a traceback."""
+    with _errors():
+        app()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except OpsinError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted", style="red")
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"opsin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Run directory; must not hold anything yet.")] = Path("runs/quickstart"),
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Smoke run: drawn pictures, a model from scratch, no download.")
+    ] = False,
+    pictures: Annotated[PictureSet, typer.Option(help="Where the pictures come from.")] = PictureSet.STAMPS,
+    as_json: Json = False,
+) -> None:
+    """Real pictures, real small backbones, on a CPU: data, two stages, scores, a report, a chat."""
+    console = Console(stderr=True)
+    console.print("loading libraries", style="dim")
+    from opsin.quickstart.run import Options, show
+    from opsin.quickstart.run import quickstart as run
+
+    outcome = run(Options(out=out, tiny=tiny, pictures=pictures.value), console)
+    if as_json:
+        typer.echo(json.dumps(outcome.as_dict(), indent=2))
+    else:
+        show(outcome, Console())
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML).")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes: stages.0.train.connector.lr=5e-4")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, by default runs/NAME of the recipe.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run directory instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe's stages, or go on with a run."""
+    if (recipe is None) == (resume is None):
+        raise OpsinError("give a recipe to train, or --resume RUN to go on with one")
+    if resume is not None:
+        if overrides or out is not None:
+            raise OpsinError("--resume goes on with the run as it is: no overrides and no --out")
+        console = Console(stderr=True)
+        from opsin.train.progress import ProgressHooks
+        from opsin.train.run import resume as go_on
+
+        checkpoint = go_on(resume, ProgressHooks(console).hooks())
+    else:
+        from opsin.train.recipe import load_recipe
+
+        value = load_recipe(recipe or Path(), overrides or [])
+        console = Console(stderr=True)
+        console.print("loading libraries", style="dim")
+        from opsin.train.progress import ProgressHooks
+        from opsin.train.run import start
+
+        checkpoint = start(value, out or Path("runs") / value.name, ProgressHooks(console).hooks())
+    typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else f"checkpoint  {checkpoint}")
+
+
+@app.command()
+def chat(
+    checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint of it.")],
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Talk with a model in the terminal; /image PATH shows it a picture."""
+    console = Console()
+    console.print("loading the model", style="dim")
+    from opsin.model.generate import Sampling
+    from opsin.serve.chat import run_chat
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    run_chat(checkpoint, console, input, sampling)
+
+
+if __name__ == "__main__":
+    main()

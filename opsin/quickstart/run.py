@@ -1,0 +1,226 @@
+"""The quick start itself: assets, data, two stages with an evaluation before, between and after, and the report."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from opsin.checkpoint.prepare import preparation
+from opsin.core.errors import OpsinError
+from opsin.core.files import write_json
+from opsin.core.types import Picture
+from opsin.evaluate.heldout import evaluate
+from opsin.evaluate.metrics import nearest_neighbour
+from opsin.evaluate.questions import read_questions
+from opsin.model.vlm import Vlm
+from opsin.quickstart.assets import Pictures, fetch_all
+from opsin.quickstart.dataset import TINY, Dataset, DatasetSize, build, build_drawn, build_easy_vqa
+from opsin.quickstart.tiny import write_tiny_backbones
+from opsin.report.page import write_report
+from opsin.report.run import DataFacts, RunFacts
+from opsin.report.scores import Evaluation, Reference
+from opsin.report.table import scores_table
+from opsin.text.tokenizer import Tokenizer
+from opsin.train.features import FeatureCache
+from opsin.train.progress import ProgressHooks
+from opsin.train.recipe import Recipe, load_recipe
+from opsin.train.run import start
+
+SEED = 0
+TINY_OVERRIDES = (
+    "name=quickstart-tiny",
+    "model.resolution.size=64",
+    "model.connector.side=2",
+    "stages.0.batch_tokens=512",
+    "stages.1.train.language.lora=null",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line chooses."""
+
+    out: Path
+    tiny: bool = False
+    pictures: Pictures = "stamps"
+
+
+@dataclass
+class Outcome:
+    """What a quick start made."""
+
+    run: Path
+    checkpoint: Path
+    report: Path
+    evaluations: list[Evaluation]
+    references: list[Reference]
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Scores and times, ready for JSON; the single answers are in RUN/scores.json."""
+        return {
+            "run": str(self.run),
+            "checkpoint": str(self.checkpoint),
+            "report": str(self.report),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "references": [
+                {"task": r.task, "metric": r.metric, "name": r.name, "value": r.value} for r in self.references
+            ],
+            "evaluations": {e.name: e.scores.as_dict()["scores"] for e in self.evaluations},
+        }
+
+
+@dataclass
+class Measuring:
+    """Evaluates the model at each moment of the run, on features computed once."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer
+    hooks: ProgressHooks
+    evaluations: list[Evaluation] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+
+    def measure(self, name: str, model: Vlm) -> None:
+        """One evaluation under this name."""
+        cache = FeatureCache(model, preparation(model.config, self.tokenizer))
+        cache.load_or_forget(self.hooks.on_line)
+        asked = read_questions(self.dataset.held_out, self.dataset.images)
+        cache.add((picture for question in asked for picture in question.asked().pictures), self.hooks.on_features)
+        if not self.references:
+            self.references += self._encoder_level(cache)
+        with self.hooks.bar(f"evaluate {name}") as on_progress:
+            scores = evaluate(
+                model,
+                self.tokenizer,
+                self.dataset.held_out,
+                self.dataset.images,
+                features=cache,
+                on_progress=on_progress,
+            )
+        self.evaluations.append(Evaluation(name, scores))
+        told = ", ".join(f"{s.task} {s.metric} {s.value:.2f}" for s in scores.scores)
+        self.hooks.on_line(f"{name}: {told} ({scores.seconds:.0f} s)")
+
+    def _encoder_level(self, cache: FeatureCache) -> list[Reference]:
+        """What the frozen encoder's own features tell of a picture's group, by the nearest training picture."""
+        groups: dict[str, str] = self.dataset.statistics["labels"]
+        asked = [q for q in read_questions(self.dataset.held_out, self.dataset.images) if q.task == "category"]
+        if not groups or not asked:
+            return []
+        train = [Picture(path=self.dataset.images / name) for name in groups]
+        cache.add(train, self.hooks.on_features)
+        level = nearest_neighbour(
+            _pooled(cache, train),
+            list(groups.values()),
+            _pooled(cache, [picture for q in asked for picture in q.asked().pictures]),
+            [q.truth for q in asked],
+        )
+        return [Reference("category", "accuracy", "encoder's 1-NN", level.share)]
+
+
+def _pooled(cache: FeatureCache, pictures: list[Picture]) -> np.ndarray:
+    """Mean feature vectors (G, C)."""
+    return cache.get(pictures).float().mean(dim=1).numpy()
+
+
+def quickstart(options: Options, console: Console) -> Outcome:
+    """Everything, from nothing to a report.
+
+    Raises:
+        OpsinError: an asset cannot be had, or `out` holds something already.
+    """
+    began = time.perf_counter()
+    if options.out.exists() and any(options.out.iterdir()):
+        raise OpsinError(f"{options.out}: not empty; choose another directory with --out, or remove it")
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    hooks = ProgressHooks(console)
+    recipe, dataset = _tiny(options, hooks) if options.tiny else _real(options, hooks, console)
+    prepared = time.perf_counter()
+    measuring = Measuring(dataset, Tokenizer.load(recipe.model.language.tokenizer_path), hooks)
+    hooks.before = lambda model: measuring.measure("before", model)
+    hooks.after = lambda stage, model: measuring.measure(f"after {stage.name}", model)
+    checkpoint = start(recipe, options.out, hooks.hooks())
+    ended = time.perf_counter()
+    outcome = Outcome(
+        run=options.out,
+        checkpoint=checkpoint,
+        report=options.out / "report.html",
+        evaluations=measuring.evaluations,
+        references=measuring.references,
+        seconds={"data": prepared - began, "training and evaluation": ended - prepared},
+    )
+    write_json(options.out / "scores.json", [{"name": e.name, **e.scores.as_dict()} for e in outcome.evaluations])
+    write_report(options.out, _facts(recipe, dataset, outcome, ended - began))
+    outcome.seconds["all"] = time.perf_counter() - began
+    return outcome
+
+
+def _real(options: Options, hooks: ProgressHooks, console: Console) -> tuple[Recipe, Dataset]:
+    assets = fetch_all(console, pictures=options.pictures)
+    hooks.on_line("making the data")
+    folder = options.out / "data"
+    if assets.stamps is not None:
+        dataset = build(assets.stamps, folder, SEED, DatasetSize())
+    elif assets.easy_vqa is not None:
+        dataset = build_easy_vqa(assets.easy_vqa, folder, SEED, DatasetSize())
+    else:
+        raise OpsinError("no pictures were fetched")
+    return _recipe(dataset, assets.encoder, assets.language_model, ()), dataset
+
+
+def _tiny(options: Options, hooks: ProgressHooks) -> tuple[Recipe, Dataset]:
+    hooks.on_line("drawing pictures, making a tiny model from scratch")
+    dataset = build_drawn(options.out / "data", SEED, TINY)
+    backbones = write_tiny_backbones(options.out / "backbones", dataset)
+    return _recipe(dataset, backbones.encoder, backbones.language, TINY_OVERRIDES), dataset
+
+
+def _recipe(dataset: Dataset, encoder: Path, language: Path, overrides: tuple[str, ...]) -> Recipe:
+    path = Path(str(files("opsin.recipes").joinpath("quickstart.yaml")))
+    variables = {
+        "ENCODER": str(encoder.absolute()),
+        "LANGUAGE": str(language.absolute()),
+        "DATA": str(dataset.folder.absolute()),
+    }
+    return load_recipe(path, overrides, variables=variables)
+
+
+def _facts(recipe: Recipe, dataset: Dataset, outcome: Outcome, seconds: float) -> RunFacts:
+    statistics = dataset.statistics
+    groups = {name: (count["train"], count["held_out"]) for name, count in statistics.get("groups", {}).items()}
+    counts = {
+        "pictures": int(statistics["pictures"]),
+        "captions to align with": int(statistics["align"]["records"]),
+        "instruction samples": int(statistics["instruct"]["records"]),
+        **{f"held-out questions: {task}": int(n) for task, n in statistics["heldout"].items()},
+    }
+    skipped = Counter(entry["reason"] for entry in statistics.get("skipped", []))
+    return RunFacts(
+        name=recipe.name,
+        date=dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        seconds=seconds,
+        machine=f"{os.cpu_count()} CPU cores, torch {torch.__version__}",
+        chat=f"opsin chat {outcome.run}",
+        evaluations=outcome.evaluations,
+        image_root=dataset.images,
+        references=outcome.references,
+        data=DataFacts(counts=counts, groups=groups, skipped=dict(skipped)),
+    )
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """What a person sees at the end."""
+    console.print(scores_table(outcome.evaluations, outcome.references))
+    console.print(f"report  {outcome.report}", soft_wrap=True)
+    console.print(f"chat    opsin chat {outcome.run}", soft_wrap=True)

@@ -1,0 +1,98 @@
+"""What a person sees of a run: lines on stderr, and a bar with rate and time left while something takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+from opsin.model.vlm import Vlm
+from opsin.train.loop import StageLoop, StepMetrics
+from opsin.train.recipe import Stage
+from opsin.train.run import Hooks
+
+PLAIN_EVERY = 20
+"""Steps between printed lines where there is no terminal to draw a bar on."""
+
+
+class ProgressHooks:
+    """Hooks that print; `before` and `after` are for the caller's own work around the stages."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.before: Callable[[Vlm], None] = lambda _model: None
+        self.after: Callable[[Stage, Vlm], None] = lambda _stage, _model: None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def hooks(self) -> Hooks:
+        """The value that a run takes."""
+        return Hooks(
+            on_line=self.on_line,
+            on_features=self.on_features,
+            on_stage=self._on_stage,
+            on_step=self._on_step,
+            before_stages=lambda model: self.before(model),
+            after_stage=lambda stage, model: self.after(stage, model),
+        )
+
+    def on_line(self, line: str) -> None:
+        """Print one line above any bar."""
+        self.console.print(line, markup=False, highlight=False)
+
+    def on_features(self, done: int, total: int) -> None:
+        """Progress of the feature cache."""
+        self._advance("features", done, total, f"{done}/{total} pictures")
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for something that reports (done, total)."""
+        try:
+            yield lambda done, total: self._advance(name, done, total, "")
+        finally:
+            self._close()
+
+    def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
+        tokens = sum(pack.tokens for step in loop.steps for pack in step)
+        budget = stage.batch_tokens * sum(len(step) for step in loop.steps)
+        trained = ", ".join(f"{part} {plan.lr:g}" for part, plan in stage.train.parts.items())
+        self.on_line(
+            f"stage {stage.name!r}: {len(loop.data.examples):,} samples, {len(loop.steps):,} steps, {tokens:,} tokens "
+            f"(packs {tokens / budget:.0%} full); trains {trained}"
+        )
+
+    def _on_step(self, stage: Stage, metrics: StepMetrics, total: int) -> None:
+        rate = metrics.tokens / metrics.seconds
+        text = f"loss {metrics.loss:.3f}  {rate:,.0f} tokens/s"
+        self._advance(stage.name, metrics.step, total, text)
+        if not self.console.is_terminal and (metrics.step % PLAIN_EVERY == 0 or metrics.step == total):
+            self.on_line(f"{stage.name} {metrics.step}/{total}  {text}")
+
+    def _advance(self, name: str, done: int, total: int, text: str) -> None:
+        if not self.console.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeLeftColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(name, total=total, text=text)
+        if self._task is not None:
+            self._progress.update(self._task, description=name, completed=done, total=total, text=text)
+        if done >= total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task = None, None
