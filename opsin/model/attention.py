@@ -20,8 +20,8 @@ from transformers.modeling_utils import AttentionInterface
 ATTENTION = "opsin"
 """Name under which the attention function is registered with transformers."""
 
-SHORT = 512
-"""Tokens up to which attention in bfloat16 on a CPU is done as two matrix products."""
+MOST_SCORES = 512 * 512
+"""Scores of one head up to which attention in bfloat16 on a CPU is done as two matrix products."""
 
 GROUP_SLACK = 1.25
 """Documents share a padded SDPA call while the longest is at most this much longer than the shortest."""
@@ -59,15 +59,17 @@ AttentionInterface.register(ATTENTION, _attention_function)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
-    """Scaled dot-product attention with grouped key-value heads; all (batch, heads, tokens, head width)."""
+    """Scaled dot-product attention with grouped key-value heads; all (batch, heads, tokens, head width).
+
+    `mask` is true where a query sees a key, and broadcasts to (batch, 1, queries, keys).
+    """
     dtype = q.dtype
-    if q.device.type == "cpu" and dtype == torch.bfloat16:
-        if causal and q.shape[2] <= SHORT:
-            return _short_causal(q, k, v, scale)
-        q, k, v = q.float(), k.float(), v.float()  # the fused CPU kernel is about 3x slower in bfloat16
-        with torch.autocast("cpu", enabled=False):  # which would turn them back
-            return _fused(q, k, v, scale, mask, causal=causal).to(dtype)
-    return _fused(q, k, v, scale, mask, causal=causal)
+    if q.device.type != "cpu" or dtype != torch.bfloat16:
+        return _fused(q, k, v, scale, mask, causal=causal)
+    if q.shape[2] * k.shape[2] <= MOST_SCORES:
+        return _two_products(q, k, v, scale, _window_mask(q.shape[2], q.shape[2], q.device) if causal else mask)
+    with torch.autocast("cpu", enabled=False):  # which would turn the float32 back
+        return _fused(q.float(), k.float(), v.float(), scale, mask, causal=causal).to(dtype)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, *, causal: bool) -> Tensor:
@@ -77,18 +79,22 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, *
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
-def _short_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of short documents as two matrix products.
+def _two_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """Attention as two matrix products, about 3x the fused CPU kernel's speed in bfloat16 (docs/performance.md).
 
-    The query heads of one key-value head are stacked into one tall matrix, so nothing is repeated. About 3x the fused
-    kernel's speed on a CPU in bfloat16 at 50 to 250 tokens (docs/performance.md); memory grows with the square.
+    The query heads of one key-value head are stacked into one tall matrix, so keys and values are not repeated.
     """
     rows, heads, tokens, width = q.shape
     groups = k.shape[1]
-    bias = torch.full((tokens, tokens), float("-inf"), dtype=q.dtype).triu(1).repeat(heads // groups, 1)
     stacked = q.reshape(rows * groups, -1, width)
-    scores = torch.baddbmm(bias, stacked, k.flatten(0, 1).transpose(1, 2), alpha=scale)
-    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).view(rows, heads, tokens, width)
+    keys, values = k.flatten(0, 1), v.flatten(0, 1)
+    if mask is None:
+        scores = torch.bmm(stacked, keys.transpose(1, 2)) * scale
+    else:
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+        bias = bias.expand(rows, groups, tokens, -1).repeat(1, 1, heads // groups, 1).flatten(0, 1)
+        scores = torch.baddbmm(bias, stacked, keys.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(dim=-1), values).view(rows, heads, tokens, width)
 
 
 @dataclass(frozen=True)
@@ -160,10 +166,10 @@ def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length) true where the query (row) sees the key: itself and the `window - 1` tokens before it."""
+    """(1, 1, length, length) true where the query (row) sees the key: itself and the `window - 1` tokens before it."""
     steps = torch.arange(length, device=device)
     distance = steps[:, None] - steps[None, :]
-    return (distance >= 0) & (distance < window)
+    return ((distance >= 0) & (distance < window))[None, None]
 
 
 def dense_attention(lengths: Sequence[int]) -> Attend:
@@ -201,6 +207,12 @@ class KeyValueCache:
     def advance(self, tokens: int | Tensor) -> None:
         """Commit `tokens` new positions (one number, or one per row)."""
         self.lengths_B = self.lengths_B + tokens
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Drop all but the named rows."""
+        self.lengths_B = self.lengths_B[rows_B]
+        for layer in self._keys:
+            self._keys[layer], self._values[layer] = self._keys[layer][rows_B], self._values[layer][rows_B]
 
     def repeated(self, row: int, times: int) -> KeyValueCache:
         """A new cache of `times` copies of one row."""

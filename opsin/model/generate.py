@@ -17,6 +17,9 @@ from opsin.core.types import Batch
 from opsin.model.attention import CachedAttention, KeyValueCache, PackedAttention, PrefillAttention
 from opsin.model.vlm import Vlm
 
+SCORED_TOGETHER = 16
+"""Continuations that `score` pads to one length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -65,13 +68,18 @@ def stream(model: Vlm, prompts: Batch, sampling: Sampling, stop_ids: frozenset[i
     """
     cache, hidden_BD = prefill(model, prompts, extra=sampling.max_new_tokens)
     generator = torch.Generator(device=prompts.tokens_T.device).manual_seed(sampling.seed)
-    running = [True] * len(prompts.lengths)
+    alive = list(range(len(prompts.lengths)))
     for step in range(sampling.max_new_tokens):
         tokens_B = choose(model.decoder.logits(hidden_BD), sampling, generator)
-        running = [alive and token not in stop_ids for alive, token in zip(running, tokens_B.tolist(), strict=True)]
-        if not any(running):
+        going_on = [row for row, token in enumerate(tokens_B.tolist()) if token not in stop_ids]
+        if not going_on:
             return
-        yield [token if alive else None for alive, token in zip(running, tokens_B.tolist(), strict=True)]
+        if len(going_on) < len(alive):  # rows that have ended cost nothing from here on
+            kept_B = torch.tensor(going_on, device=tokens_B.device)
+            tokens_B, alive = tokens_B[kept_B], [alive[row] for row in going_on]
+            cache.keep(kept_B)
+        new = dict(zip(alive, tokens_B.tolist(), strict=True))
+        yield [new.get(row) for row in range(len(prompts.lengths))]
         if step + 1 < sampling.max_new_tokens:
             hidden_BD = extend(model, cache, tokens_B[:, None])[:, 0]
             cache.advance(1)
@@ -104,22 +112,28 @@ def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) ->
 def score(model: Vlm, prompts: Batch, continuations: Sequence[Sequence[int]]) -> Tensor:
     """Log-probability (prompts, continuations) of every continuation after every prompt.
 
-    Each prompt is run once; all continuations read its cache.
+    Each prompt is run once; all continuations read its cache, those of similar length together.
     """
-    longest = max(len(ids) for ids in continuations)
-    device = prompts.tokens_T.device
-    tokens = torch.zeros(len(continuations), longest, dtype=torch.long, device=device)
-    real = torch.zeros(len(continuations), longest, dtype=torch.bool, device=device)
-    for row, ids in enumerate(continuations):
-        tokens[row, : len(ids)] = torch.tensor(ids, device=device)
-        real[row, : len(ids)] = True
-    cache, hidden_BD = prefill(model, prompts, extra=longest)
-    scores = []
-    for row in range(len(prompts.lengths)):
-        hidden = extend(model, cache.repeated(row, len(continuations)), tokens)
-        before = torch.cat([hidden_BD[row].expand(len(continuations), 1, -1), hidden[:, :-1]], dim=1)
-        log_probabilities = torch.log_softmax(model.decoder.logits(before[real]), dim=-1)
-        chosen = log_probabilities.gather(1, tokens[real][:, None])[:, 0]
-        total = torch.zeros(len(continuations), dtype=chosen.dtype, device=device)
-        scores.append(total.index_add(0, real.nonzero()[:, 0], chosen))
-    return torch.stack(scores)
+    cache, hidden_BD = prefill(model, prompts, extra=max(len(ids) for ids in continuations))
+    by_length = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
+    scores = torch.zeros(len(prompts.lengths), len(continuations), device=hidden_BD.device)
+    for start in range(0, len(by_length), SCORED_TOGETHER):
+        members = by_length[start : start + SCORED_TOGETHER]
+        tokens, real = _padded([continuations[i] for i in members], hidden_BD.device)
+        for row in range(len(prompts.lengths)):
+            hidden = extend(model, cache.repeated(row, len(members)), tokens)
+            # The token at place i is predicted by the hidden state before it; the first one by the prompt's last.
+            before = torch.cat([hidden_BD[row].expand(len(members), 1, -1), hidden[:, :-1]], dim=1)
+            log_probabilities = torch.log_softmax(model.decoder.logits(before[real]), dim=-1)
+            chosen = log_probabilities.gather(1, tokens[real][:, None])[:, 0]
+            sums = torch.zeros(len(members), device=chosen.device).index_add(0, real.nonzero()[:, 0], chosen)
+            scores[row, members] = sums
+    return scores
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (rows, longest), padded on the right, and where they are real."""
+    longest = max(len(ids) for ids in rows)
+    tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=device)
+    real = torch.tensor([[True] * len(ids) + [False] * (longest - len(ids)) for ids in rows], device=device)
+    return tokens, real
