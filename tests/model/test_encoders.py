@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel
+
+from opsin.core.errors import ModelError
+from opsin.model.config import Encoder
+from opsin.model.encoders import TOWER_MODEL_TYPES, Normalise, fill_exactly, load_encoder
+from tests.support.models import ENCODERS, SIZES, TOWER, encoder_value, tiny_vlm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VALUES: TypeAdapter[Any] = TypeAdapter(Encoder)
+
+
+def pixels(kind: str, count: int = 2) -> torch.Tensor:
+    size = SIZES[kind]
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def pair(kind: str, layer: int) -> tuple[torch.nn.Module, Any, Any]:
+    value = VALUES.validate_python(encoder_value(kind) | {"select_layer": layer})
+    torch.manual_seed(0)
+    ours = load_encoder(value)
+    theirs = AutoModel.from_config(AutoConfig.for_model(TOWER_MODEL_TYPES[kind], **TOWER)).eval()
+    theirs.load_state_dict(ours.tower.state_dict())
+    return ours.eval(), theirs, value
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+@pytest.mark.parametrize(("kind", "prefix"), [("clip", 1), ("siglip", 0), ("dinov2", 1)])
+def test_features_are_the_patch_tokens_of_the_selected_layer(kind: str, prefix: int, layer: int) -> None:
+    ours, theirs, value = pair(kind, layer)
+    images = pixels(kind)
+    mean, std = (torch.tensor(colour)[:, None, None] for colour in (value.mean, value.std))
+    with torch.no_grad():
+        outputs = theirs(pixel_values=(images / 255 - mean) / std, output_hidden_states=True)
+        features = ours(images)
+    expected = outputs.hidden_states[layer]
+    if kind == "dinov2" and layer == -1:
+        expected = outputs.last_hidden_state  # its final layer norm belongs to the last layer
+    assert expected.shape[1] == 4 + prefix
+    torch.testing.assert_close(features, expected[:, prefix:], atol=2e-5, rtol=1e-5)
+    assert features.shape == (2, 4, ours.width)
+
+
+def test_siglips_last_layer_is_taken_before_its_final_norm() -> None:
+    ours, theirs, _ = pair("siglip", -1)
+    images = pixels("siglip")
+    with torch.no_grad():
+        normed = theirs(pixel_values=(images / 255 - 0.5) / 0.5).last_hidden_state
+        torch.testing.assert_close(theirs.post_layernorm(ours(images)), normed, atol=2e-5, rtol=1e-4)
+        assert (ours(images) - normed).abs().max() > 1e-2
+
+
+def test_normalisation_is_exact_at_black_and_white() -> None:
+    normalise = Normalise((0.5, 0.25, 0.1), (0.5, 0.25, 0.2))
+    black, white = torch.zeros(1, 3, 1, 1, dtype=torch.uint8), torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    torch.testing.assert_close(normalise(black).flatten(), torch.tensor([-1.0, -1.0, -0.5]))
+    torch.testing.assert_close(normalise(white).flatten(), torch.tensor([1.0, 3.0, 4.5]))
+
+
+def test_efficientnet_gives_one_feature_a_place_row_by_row() -> None:
+    encoder = load_encoder(VALUES.validate_python(encoder_value("efficientnet_lite")))
+    images = pixels("efficientnet_lite")
+    feature_map = encoder.network(encoder.normalise(images))
+    features = encoder(images)
+    assert features.shape == (2, 4, encoder.width)
+    torch.testing.assert_close(features[:, 1], feature_map[:, :, 0, 1])
+    torch.testing.assert_close(features[:, 2], feature_map[:, :, 1, 0])
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_frozen_encoder_builds_no_graph(kind: str, tmp_path: Path) -> None:
+    model, _ = tiny_vlm(tmp_path, encoder=kind)
+    saved: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        assert model.encode(pixels(kind)).requires_grad
+        assert saved
+        saved.clear()
+        model.encoder.requires_grad_(requires_grad=False)
+        assert not model.encode(pixels(kind)).requires_grad
+        assert not saved
+        model.encoder.requires_grad_(requires_grad=True)
+        with torch.no_grad():
+            assert not model.encode(pixels(kind)).requires_grad
+
+
+def test_a_tower_is_loaded_from_a_directory(tmp_path: Path) -> None:
+    _, theirs, _ = pair("clip", -2)
+    theirs.save_pretrained(tmp_path)
+    value = VALUES.validate_python({"kind": "clip", "path": tmp_path}).resolved()
+    assert (value.patch_size, value.image_size) == (16, 32)
+    loaded = load_encoder(value).tower.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in theirs.state_dict().items())
+    wider = value.model_copy(update={"config": value.facts | {"num_hidden_layers": 4}})
+    with pytest.raises(ModelError, match=r"weights missing or of the wrong shape: .*layers\.3"):
+        load_encoder(wider)
+
+
+def test_every_weight_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 3)
+    with pytest.raises(ModelError) as caught:
+        fill_exactly(module, {"weight": torch.zeros(3, 4), "scale": torch.zeros(1)}, "here")
+    assert str(caught.value) == (
+        "here: 3 tensors do not fit: missing bias; unexpected scale; weight is (3, 4), expected (3, 2)"
+    )
+    value = VALUES.validate_python(encoder_value("efficientnet_lite") | {"path": tmp_path})
+    with pytest.raises(ModelError, match=r"model.safetensors: no such weights file"):
+        load_encoder(value)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="damaged or not a safetensors file"):
+        load_encoder(value)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="missing stem"):
+        load_encoder(value)
