@@ -44,8 +44,7 @@ def commit(path: Path, write: Callable[[Path], None], meta: dict[str, Any]) -> P
         free = shutil.disk_usage(path.parent if path.parent.is_dir() else Path.cwd()).free
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: could not be saved ({reason}; {free / 1e6:,.0f} MB free); "
-            "earlier checkpoints are untouched"
+            f"{path}: could not be saved ({reason}; {free / 1e6:,.0f} MB free); earlier checkpoints are untouched"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,11 +99,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not valid JSON; the checkpoint was altered") from None
     if not whole:
         raise CheckpointError(f"{file}: keys are missing; the checkpoint was altered")
+    if not isinstance(manifest["format"], int):
+        raise CheckpointError(f"{file}: 'format' is not a number; the checkpoint was altered")
     if manifest["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: written by opsin {manifest['opsin']} in format {manifest['format']}; this opsin reads up to "
             f"{FORMAT}: upgrade it"
         )
+    files = manifest["files"]
+    facts = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(fact, dict) and {"bytes", "sha256"} <= fact.keys() for fact in facts):
+        raise CheckpointError(f"{file}: 'files' does not give every file's size and sha256; the checkpoint was altered")
     return dict(manifest)
 
 
