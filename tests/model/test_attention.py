@@ -27,7 +27,7 @@ def states(lengths: list[int], heads: int, groups: int, seed: int = 0, width: in
     return tuple(torch.randn(1, n, total, width, generator=generator) for n in (heads, groups, groups))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     lengths=LENGTHS,
     heads=st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]),
@@ -42,7 +42,7 @@ def test_packed_equals_the_dense_twin(lengths: list[int], heads: tuple[int, int]
     torch.testing.assert_close(packed, dense, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(lengths=LENGTHS, window=st.sampled_from([None, 5]))
 def test_gradients_equal_those_of_the_dense_twin(lengths: list[int], window: Any) -> None:
     gradients = []
