@@ -49,6 +49,13 @@ class Trained(Value):
         return {name: plan for name, plan in named.items() if plan is not None}
 
 
+class WarmStart(Value):
+    """Point the connector's visual tokens at the words of their captions before step 1 (`opsin.train.warm_start`)."""
+
+    epochs: int = Field(15, ge=1, le=1000)
+    lr: Rate = 1e-3
+
+
 class Stage(Value):
     """One stage: data, what is trained and how fast, and for how long."""
 
@@ -63,8 +70,12 @@ class Stage(Value):
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
     cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
 
+    warm_start: WarmStart | None = None
+
     @model_validator(mode="after")
-    def _cache_needs_frozen(self) -> Stage:
+    def _options_fit(self) -> Stage:
+        if self.warm_start is not None and (self.train.connector is None or not self.cache_features):
+            raise ValueError("warm_start needs a stage that trains 'connector' and has cache_features: true")
         if self.cache_features and self.train.vision is not None:
             raise ValueError("cache_features needs a frozen encoder, but this stage trains 'vision'")
         return self

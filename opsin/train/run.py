@@ -35,6 +35,7 @@ from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser
 from opsin.train.recipe import Recipe, Stage
+from opsin.train.warm_start import warm_start
 
 OPTIMISER = "optimiser.safetensors"
 
@@ -123,6 +124,12 @@ def _stages(recipe: Recipe, out: Path, model: Vlm, position: Position, folder: P
         if folder is not None:
             fill_model(model, folder)
         loop = _build_loop(recipe, stage, model, tokenizer, hooks)
+        if folder is None and stage.warm_start is not None and loop.features is not None:
+            done = warm_start(model, loop.data.examples, loop.features, stage.warm_start, recipe.seed)
+            hooks.on_line(
+                f"stage {stage.name!r}: connector warm start on {done.pictures} captions, "
+                f"loss {done.first:.2f} -> {done.last:.2f}"
+            )
         if folder is not None:
             loop.step = position.step
             restore_optimiser(model, loop.optimiser, load_file(folder / OPTIMISER))

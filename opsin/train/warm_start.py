@@ -1,0 +1,106 @@
+"""A cheap start for a connector: point its visual tokens at the embeddings of their captions' words.
+
+A connector that starts from random weights speaks noise to the language model, and the first thing that captions
+teach it is what captions look like, not what the pictures show. This fits it, before step 1 of a stage and without
+running the language model, so that the mean of a picture's visual tokens (less the mean embedding) points to the words
+of its caption among all words of the captions: cross entropy over cosines, words weighted by inverse document
+frequency, and every token's length kept near that of real embeddings. It takes seconds where a pass of the language
+model takes minutes; what it is worth on the quick start's pictures is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's usual name)
+
+from opsin.core.errors import TrainError
+from opsin.core.types import Example
+from opsin.data.loader import Features
+from opsin.model.vlm import Vlm
+from opsin.train.optimiser import rate_factor
+from opsin.train.recipe import WarmStart
+
+BATCH = 64
+TEMPERATURE = 0.07
+RISING = 0.05
+"""Share of the steps over which the rate rises."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStarted:
+    """What the warm start did: pictures it used and the mean loss of its first and last epoch."""
+
+    pictures: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures with the words of their captions: `words_GW` rows sum to 1 over the vocabulary `directions_WD`."""
+
+    features_GPC: Tensor
+    words_GW: Tensor
+    directions_WD: Tensor
+
+
+def warm_start(
+    model: Vlm, examples: Sequence[Example], features: Features, settings: WarmStart, seed: int
+) -> WarmStarted:
+    """Fit the connector in place.
+
+    Raises:
+        TrainError: no sample has one picture and words that tell it from the others.
+    """
+    embeddings_VD = model.decoder.head_weight.detach().float()
+    data = _captioned(examples, features, embeddings_VD)
+    centre_D, length = embeddings_VD.mean(0), embeddings_VD.norm(dim=1).mean()
+    grid = examples[0].layouts[0].grids[0]
+    optimiser = torch.optim.AdamW(model.connector.parameters(), lr=settings.lr, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    count = len(data.words_GW)
+    steps, step = settings.epochs * math.ceil(count / BATCH), 0
+    epochs = []
+    for _ in range(settings.epochs):
+        total = 0.0
+        for rows in torch.randperm(count, generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
+            optimiser.param_groups[0]["lr"] = settings.lr * rate_factor(step, steps, RISING)
+            visual_GND = model.connector(data.features_GPC[rows].float(), grid) - centre_D
+            cosines_GW = F.normalize(visual_GND.mean(1), dim=-1) @ data.directions_WD.T
+            loss = -(data.words_GW[rows] * (cosines_GW / TEMPERATURE).log_softmax(-1)).sum(-1).mean()
+            stretch = (visual_GND.norm(dim=-1) / length - 1).square().mean()
+            (loss + stretch).backward()
+            nn.utils.clip_grad_norm_(model.connector.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            total += loss.item() * len(rows)
+            step += 1
+        epochs.append(total / count)
+    return WarmStarted(pictures=count, first=epochs[0], last=epochs[-1])
+
+
+def _captioned(examples: Sequence[Example], features: Features, embeddings_VD: Tensor) -> Captioned:
+    captions = [(e, set(e.tokens_T[e.supervised_T].tolist())) for e in examples if len(e.pictures) == 1]
+    in_captions = Counter(word for _, words in captions for word in words)
+    # A word of every caption (the article, the final mark) tells nothing: its weight is log(1) = 0.
+    weights = {word: math.log(len(captions) / n) for word, n in in_captions.items() if n < len(captions)}
+    usable = [(e, words & weights.keys()) for e, words in captions if words & weights.keys()]
+    if not usable:
+        raise TrainError("warm_start: no sample has one picture and words of its own; it needs captions that differ")
+    vocabulary = {word: column for column, word in enumerate(sorted(weights))}
+    words_GW = torch.zeros(len(usable), len(vocabulary))
+    for row, (_, words) in enumerate(usable):
+        for word in words:
+            words_GW[row, vocabulary[word]] = weights[word]
+    directions_WD = embeddings_VD[sorted(weights)] - embeddings_VD[sorted(weights)].mean(0)
+    return Captioned(
+        features_GPC=features.get([e.pictures[0] for e, _ in usable]),
+        words_GW=words_GW / words_GW.sum(1, keepdim=True),
+        directions_WD=F.normalize(directions_WD, dim=1),
+    )
