@@ -138,6 +138,13 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
     raise CheckpointError(f"{folder}: no valid checkpoint{reasons}")
 
 
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that its place is free and its files can still be looked at."""
+    aside = path.with_name(f".damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
 def delete(path: Path) -> None:
     """Remove a checkpoint: out of sight by one rename first, so that half of one is never seen."""
     trash = path.with_name(f".trash-{path.name}")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from opsin import __version__
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
-from opsin.checkpoint.store import candidates, commit, delete, newest_whole
+from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside
 from opsin.core.errors import CheckpointError, TrainError
 from opsin.core.files import sha256_bytes, sha256_file, write_json
 from opsin.model.config import Lora, PartName
@@ -112,6 +112,9 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
     stage = recipe.stages[position.stage]
     hooks.on_line(f"resuming at stage {stage.name!r}, step {position.step + 1}")
     _forget_metrics(out, recipe, position)
+    for path in candidates(out / CHECKPOINTS):
+        if path.name > folder.name:  # skipped above; the run is about to make this checkpoint again
+            set_aside(path)
     return _stages(recipe, out, model, position, folder if position.step else None, hooks)
 
 
@@ -120,6 +123,8 @@ def _stages(recipe: Recipe, out: Path, model: Vlm, position: Position, folder: P
     last = out
     for index in range(position.stage, len(recipe.stages)):
         stage = recipe.stages[index]
+        # New adapters are drawn at random: the same ones whether the run comes from the stage before or is resumed.
+        torch.manual_seed(recipe.seed + 1 + index)
         prepare_parts(model, stage, recipe.precision)
         if folder is not None:
             fill_model(model, folder)
