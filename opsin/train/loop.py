@@ -62,6 +62,7 @@ class StageLoop:
     features: Features | None = None
     step: int = 0
     on_audit: Callable[[Audit], None] = field(default=lambda _audit: None)
+    _seen_pictures: bool = False
 
     def take_step(self) -> StepMetrics:
         """One optimiser step.
@@ -85,9 +86,11 @@ class StageLoop:
             total += loss.item()
             if not math.isfinite(total):
                 raise self._not_finite("loss", total, ids)
-            (loss / supervised).backward()  # type: ignore[no-untyped-call]
-        if self.step == 0:
-            self.on_audit(audit_gradients(self.model, self.stage, self.optimiser))
+            if loss.requires_grad:  # text alone reaches no weight of a stage that trains the connector only
+                (loss / supervised).backward()  # type: ignore[no-untyped-call]
+        if self.step == 0 or (pictures and not self._seen_pictures):
+            self.on_audit(audit_gradients(self.model, self.stage, self.optimiser, pictures=pictures > 0))
+            self._seen_pictures = pictures > 0
         norm = nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.grad is not None], self.stage.clip
         ).item()
