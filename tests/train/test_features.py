@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from opsin.core.types import Picture
+from opsin.data.example import Preparation
+from opsin.data.loader import picture_pixels
+from opsin.model.vlm import Vlm
+from opsin.train.features import FeatureCache, FeatureCacheError, encoder_digest
+from tests.support.models import build, draw_picture, tiny_vlm
+
+Made = tuple[Vlm, Preparation]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    model, prepare = tiny_vlm(tmp_path)
+    model.requires_grad_(requires_grad=False)
+    return model, prepare
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Picture]:
+    return [Picture(path=draw_picture(tmp_path / f"{n}.png", n)) for n in range(5)]
+
+
+def cache_of(made: Made, folder: Path) -> FeatureCache:
+    return FeatureCache(*made, folder=folder / "features")
+
+
+def fresh(made: Made, pictures: list[Picture]) -> torch.Tensor:
+    model, prepare = made
+    return model.encode(torch.stack([torch.from_numpy(picture_pixels(p, prepare)) for p in pictures]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_features_equal_a_fresh_encode(made: Made, pictures: list[Picture], tmp_path: Path, dtype: torch.dtype) -> None:
+    for parameter in made[0].encoder.parameters():
+        parameter.data = parameter.data.to(dtype)
+    cache = cache_of(made, tmp_path)
+    assert cache.add(pictures) == 5
+    chosen = [pictures[3], pictures[0], pictures[3]]
+    expected = fresh(made, pictures).to(torch.bfloat16)[[3, 0, 3]]
+    torch.testing.assert_close(cache.get(chosen), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_a_second_cache_reads_what_the_first_computed(made: Made, pictures: list[Picture], tmp_path: Path) -> None:
+    first, second = cache_of(made, tmp_path), cache_of(made, tmp_path)
+    assert first.add(pictures[:3]) == 3
+    second.load()
+    assert len(second) == 3
+    told: list[tuple[int, int]] = []
+    assert second.add(pictures, lambda done, todo: told.append((done, todo))) == 2
+    assert told == [(2, 2)]
+    assert torch.equal(second.get(pictures[:3]), first.get(pictures[:3]))
+    third = cache_of(made, tmp_path)
+    third.load()
+    assert third.add(pictures) == 0
+    assert torch.equal(third.get(pictures), second.get(pictures))
+
+
+def test_a_picture_is_known_by_its_bytes(made: Made, pictures: list[Picture], tmp_path: Path) -> None:
+    cache = cache_of(made, tmp_path)
+    assert pictures[0].path is not None
+    same = Picture(data=pictures[0].path.read_bytes())
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(pictures[0].path.read_bytes())
+    assert cache.add([pictures[0], same, Picture(path=copy)]) == 1
+    assert torch.equal(cache.get([same]), cache.get([pictures[0]]))
+
+
+def test_another_encoder_or_resolution_has_another_file(made: Made, tmp_path: Path) -> None:
+    model, prepare = made
+    names = {cache_of(made, tmp_path).path}
+    other = build(model.config.model_dump(), seed=1)
+    names.add(cache_of((other, prepare), tmp_path).path)
+    wider = build(model.config.model_dump() | {"resolution": {"size": 96}})
+    names.add(cache_of((wider, prepare), tmp_path).path)
+    stretched = build(model.config.model_dump() | {"resolution": {"size": 64, "fit": "stretch"}})
+    names.add(cache_of((stretched, prepare), tmp_path).path)
+    assert len(names) == 4
+    retrained = build(model.config.model_dump())
+    assert encoder_digest(retrained) == encoder_digest(model)
+    for parameter in (*retrained.decoder.parameters(), *retrained.connector.parameters()):
+        parameter.data += 1
+    assert encoder_digest(retrained) == encoder_digest(model)  # other parts do not matter
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [("cut", "not whole"), ("byte", "its checksum differs"), ("text", "not whole"), ("empty", "not whole")],
+)
+def test_a_damaged_file_is_named_and_its_features_computed_again(
+    made: Made, pictures: list[Picture], tmp_path: Path, damage: str, reason: str
+) -> None:
+    cache = cache_of(made, tmp_path)
+    cache.add(pictures)
+    content = bytearray(cache.path.read_bytes())
+    content[-1] ^= 1
+    damaged = {"cut": content[:-9], "byte": content, "text": b"x" * 99, "empty": b""}[damage]
+    cache.path.write_bytes(damaged)
+    again = cache_of(made, tmp_path)
+    with pytest.raises(FeatureCacheError) as caught:
+        again.load()
+    message = f"{cache.path}: the feature cache is damaged ({reason})"
+    assert str(caught.value) == message
+    lines: list[str] = []
+    again.load_or_forget(lines.append)
+    assert lines == [f"{message}; computing the features again"]
+    assert again.add(pictures) == 5
+    assert torch.equal(again.get(pictures), cache.get(pictures))
+
+
+def test_the_file_is_in_opsins_home(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPSIN_HOME", str(tmp_path / "home"))
+    assert FeatureCache(*made).path.parent == tmp_path / "home" / "features"
+
+
+def test_computing_leaves_no_graph(made: Made, pictures: list[Picture], tmp_path: Path) -> None:
+    made[0].encoder.requires_grad_(requires_grad=True)
+    cache = FeatureCache(made[0], replace(made[1]), tmp_path)
+    cache.add(pictures)
+    assert not cache.get(pictures).requires_grad

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from opsin.core.errors import TrainError
+from opsin.data.plan import Pack
+from opsin.train.data import StageData, plan_steps, read_stage
+from opsin.train.loop import StageLoop
+from opsin.train.optimiser import build_optimiser, prepare_parts
+from opsin.train.recipe import Stage
+from tests.support.models import tiny_vlm, write_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TRAIN = {"connector": {"lr": 1e-2}, "language": {"lr": 1e-3}}
+
+
+def loop_of(folder: Path, precision: str = "fp32", data: dict[str, int] | None = None, **changes: Any) -> StageLoop:
+    model, prepare = tiny_vlm(folder)
+    model.precision = "bf16" if precision == "bf16" else "fp32"
+    source = {"kind": "llava", "path": write_data(folder, **(data or {}))}
+    value = {"name": "x", "data": [source], "train": TRAIN, "batch_tokens": 96, "clip": 1e9} | changes
+    stage = Stage.model_validate(value)
+    prepare_parts(model, stage, precision)
+    samples = read_stage(stage, prepare)
+    return StageLoop(model, stage, samples, plan_steps(samples.examples, stage, 0), build_optimiser(model, stage))
+
+
+def first_gradients(loop: StageLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients as the optimiser sees them in the first step."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(**_: Any) -> None:
+        seen.update({name: p.grad.clone() for name, p in loop.model.named_parameters() if p.grad is not None})
+
+    monkeypatch.setattr(loop.optimiser, "step", note)
+    return loop.take_step().loss, seen
+
+
+def one_step(data: StageData, groups: list[list[int]]) -> list[tuple[Pack, ...]]:
+    """One step of these packs."""
+    return [
+        tuple(
+            Pack(
+                tuple(group),
+                sum(data.examples[i].num_tokens for i in group),
+                sum(data.examples[i].num_supervised for i in group),
+            )
+            for group in groups
+        )
+    ]
+
+
+def test_the_step_is_the_same_however_it_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for groups in ([[0, 1, 2, 3, 4, 5, 6, 7]], [[i] for i in range(8)], [[6, 7], [0, 5, 1], [4, 2, 3]]):
+        loop = loop_of(tmp_path)
+        loop.steps = one_step(loop.data, groups)
+        results.append(first_gradients(loop, monkeypatch))
+    (loss, gradients), *others = results
+    assert gradients
+    for other_loss, other in others:
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert other.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_budget_and_packs_per_step_only_regroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for budget, packs in ((1000, 1), (96, 100), (60, 100)):
+        loop = loop_of(tmp_path, batch_tokens=budget, packs_per_step=packs)
+        assert len(loop.steps) == 1
+        results.append(first_gradients(loop, monkeypatch))
+    for other_loss, other in results[1:]:
+        assert other_loss == pytest.approx(results[0][0], rel=1e-5)
+        for name, gradient in results[0][1].items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_the_metrics_count_what_was_in_the_step(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path, batch_tokens=1000)
+    done = loop.take_step()
+    assert (done.step, done.pictures) == (1, 6)
+    assert done.tokens == sum(example.num_tokens for example in loop.data.examples)
+    assert done.supervised == sum(example.num_supervised for example in loop.data.examples)
+    assert done.rates == {"connector": 1e-2, "language": 1e-3}
+    assert done.grad_norm > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls(tmp_path: Path, precision: str) -> None:
+    loop = loop_of(tmp_path, precision, epochs=25, clip=1.0)
+    losses = [loop.take_step().loss for _ in loop.steps]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient norm"])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    loop = loop_of(tmp_path, batch_tokens=96, packs_per_step=2)
+    loop.take_step()
+    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    poison: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss * float("nan")  # noqa: E731
+    if where == "gradient norm":
+
+        def poison(loss: torch.Tensor) -> torch.Tensor:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+            return loss
+
+    original = loop.loss
+    monkeypatch.setattr(loop, "loss", lambda batch: poison(original(batch)))
+    named = [loop.data.examples[i].id for i in loop.steps[1][0].samples]
+    with pytest.raises(TrainError) as caught:
+        loop.take_step()
+    message = str(caught.value)
+    assert message.startswith(f"stage 'x', step 2: the {where} is ")
+    assert "the weights are unchanged and nothing was saved. Samples of the step: " in message
+    assert all(name in message for name in named)
+    assert loop.step == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.model.state_dict().items())
+
+
+def test_text_alone_trains_the_language_model(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path, data={"pictures": 0, "texts": 4}, train={"language": {"lr": 1e-3}}, epochs=3)
+    before = loop.model.decoder.head_weight.detach().clone()
+    metrics = [loop.take_step() for _ in loop.steps]
+    assert {step.pictures for step in metrics} == {0}
+    assert not torch.equal(loop.model.decoder.head_weight, before)
+
+
+def test_a_later_step_of_text_alone_leaves_the_connector_without_a_gradient(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
+    loop.steps = [*one_step(loop.data, [[with_picture]]), *one_step(loop.data, [[text]])]
+    assert [loop.take_step().pictures for _ in range(2)] == [1, 0]
+
+
+def test_a_first_step_of_text_alone_does_not_fail_the_audit(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture]])]
+    assert [loop.take_step().pictures for _ in range(2)] == [0, 1]
+
+
+def test_text_alone_in_a_stage_that_trains_the_connector_only(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path, train={"connector": {"lr": 1e-2}})
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture], [text]])]
+    before = [p.detach().clone() for p in loop.model.connector.parameters()]
+    done = loop.take_step()
+    assert done.loss > 0
+    assert done.grad_norm == 0
+    assert all(torch.equal(p, b) for p, b in zip(loop.model.connector.parameters(), before, strict=True))
+    loop.take_step()
+    assert not torch.equal(next(loop.model.connector.parameters()), before[0])
+
+
+def test_the_first_step_with_pictures_is_audited_too(tmp_path: Path) -> None:
+    loop = loop_of(tmp_path)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture]]) * 2]
+    audits: list[Any] = []
+    loop.on_audit = audits.append
+    for _ in loop.steps:
+        loop.take_step()
+    assert len(audits) == 2
+    loop = loop_of(tmp_path)
+    loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture]])]
+    loop.model.connector.register_forward_hook(lambda _module, _inputs, visual: visual.detach())
+    loop.take_step()
+    with pytest.raises(TrainError, match="connector: trained by the plan, but no gradient reaches any of its 4"):
+        loop.take_step()
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = loop_of(tmp_path, clip=1e-3)
+    _, gradients = first_gradients(loop, monkeypatch)
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
