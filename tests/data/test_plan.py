@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsin.core.errors import DataError
@@ -30,6 +30,7 @@ def order(plan: Plan) -> list[int]:
     return [i for pack in plan.packs for i in pack.samples]
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 100))
 def test_every_sample_once_within_the_budget_and_always_the_same(lengths: list[int], seed: int, epoch: int) -> None:
     examples = examples_of(lengths)
@@ -43,6 +44,7 @@ def test_every_sample_once_within_the_budget_and_always_the_same(lengths: list[i
     assert plan == plan_epoch(examples, BUDGET, seed=seed, epoch=epoch)
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS)
 def test_only_lengths_matter(lengths: list[int]) -> None:
     renamed = [example(length, number + 1000) for number, length in enumerate(lengths)]
@@ -55,6 +57,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({tuple(o) for o in orders}) == 4
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(2, 2 * BUDGET), min_size=1, max_size=30).filter(lambda ls: max(ls) > BUDGET))
 def test_every_sample_that_is_too_long_is_named(lengths: list[int]) -> None:
     with pytest.raises(DataError) as caught:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -77,6 +77,7 @@ def test_a_picture_of_the_right_size_is_not_touched() -> None:
         assert np.array_equal(pixels, np.asarray(image).transpose(2, 0, 1))
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(2, 5000),
     width=st.integers(2, 5000),
