@@ -79,7 +79,7 @@ def _build(
 def _write_views(
     stamps: Sequence[Stamp], writer: Writer, vocabulary: Vocabulary, seed: int, size: DatasetSize
 ) -> list[Shown]:
-    """A caption, a naming and a checking conversation for every view: apart, or one would give the other away."""
+    """A caption and a naming conversation for every view; checks of the first, apart, or one would tell the other."""
     pictures = []
     for stamp in stamps:
         for index in range(size.views):
@@ -91,7 +91,9 @@ def _write_views(
                 writer.labels[image] = stamp.group
             writer.caption(identity, image, rng.choice(rules.BRIEF_INSTRUCTIONS), stamp.caption)
             writer.converse("conversation", f"{identity}.name", image, rules.naming(seen.context, rng))
-            writer.converse("conversation", f"{identity}.check", image, rules.checking(seen.context, vocabulary, rng))
+            if index == 0:
+                checks = rules.checking(seen.context, vocabulary, rng)
+                writer.converse("conversation", f"{identity}.check", image, checks)
             pictures.append(Shown(identity, image, seen.context))
     return pictures
 

@@ -33,7 +33,7 @@ class DatasetSize:
     """Pictures to evaluate on."""
     views: int = 2
     """Files made of each training picture; the first is plain, the others are mirrored, shifted and tinted."""
-    scenes: int = 400
+    scenes: int = 300
     """Composed training scenes."""
     counting: int = 80
     """Composed evaluation scenes, of held-out pictures."""

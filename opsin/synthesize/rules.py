@@ -40,6 +40,9 @@ DETAIL_INSTRUCTIONS = (
     "Describe what is here as exactly as you can.",
 )
 
+GROUP_CHECKS = 2
+"""Groups that one checking conversation asks about: a further question costs less than a further picture."""
+
 YES_NO = {True: "Yes", False: "No"}
 
 CLEARLY_APART = 0.12
@@ -88,8 +91,11 @@ def naming(context: Context, rng: random.Random) -> tuple[Exchange, ...]:
 def checking(context: Context, vocabulary: Vocabulary, rng: random.Random) -> tuple[Exchange, ...]:
     """Yes/no questions about the one thing of the picture; each is true half of the time, whatever the others are."""
     thing = _only_thing(context)
-    asked, true = _present_or_absent(thing, context, vocabulary, rng)
-    exchanges = [Exchange(group_check(asked.group), YES_NO[true])]
+    checks: dict[str, bool] = {}
+    for _ in range(GROUP_CHECKS):
+        asked, true = _present_or_absent(thing, context, vocabulary, rng)
+        checks[asked.group] = true
+    exchanges = [Exchange(group_check(group), YES_NO[true]) for group, true in checks.items()]
     asked, true = _present_or_absent(thing, context, vocabulary, rng)
     name = _by_noun_or_name(asked, vocabulary, rng)
     if name and not is_plural(name):
@@ -101,8 +107,7 @@ def counting(context: Context, vocabulary: Vocabulary, rng: random.Random) -> tu
     """How many, whether, and where: questions about a picture of several things, in random order."""
     exchanges = [Exchange(TOTAL_QUESTION, str(len(context.things)))]
     exchanges.extend(_group_count(context, vocabulary, rng))
-    exchanges.extend(_presence(context, vocabulary, rng))
-    exchanges.extend(_position(context, rng))
+    exchanges.extend(rng.choice([_presence(context, vocabulary, rng), _position(context, rng)]))
     rng.shuffle(exchanges)
     return tuple(exchanges)
 
