@@ -53,8 +53,10 @@ def test_only_lengths_matter(lengths: list[int]) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     examples = examples_of([5 + i % 40 for i in range(200)])
-    orders = [order(plan_epoch(examples, BUDGET, seed=s, epoch=e)) for s, e in ((0, 0), (0, 1), (1, 0), (1, 1))]
-    assert len({tuple(o) for o in orders}) == 4
+    plans = [plan_epoch(examples, BUDGET, seed=s, epoch=e) for s, e in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    assert len({tuple(order(plan)) for plan in plans}) == 4
+    company = {frozenset(frozenset(pack.samples) for pack in plan.packs) for plan in plans}
+    assert len(company) == 4  # not the same packs in another order
 
 
 @settings(deadline=None)
