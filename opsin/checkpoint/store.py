@@ -145,6 +145,14 @@ def set_aside(path: Path) -> None:
     path.rename(aside)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what saves and deletions that were killed have left behind."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(".trash-") or (path.name.startswith(".") and ".partial-" in path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def delete(path: Path) -> None:
     """Remove a checkpoint: out of sight by one rename first, so that half of one is never seen."""
     trash = path.with_name(f".trash-{path.name}")

@@ -31,7 +31,7 @@ IGNORE_INDEX = -100
 """Target of a position that is not learned (the value PyTorch's cross entropy ignores)."""
 
 PLACEHOLDER_ID = 0
-"""Token id that stands at a visual position. Never embedded: the position is overwritten by the splice."""
+"""Token id that stands at a visual position. Its embedding is overwritten by the splice."""
 
 
 @dataclass(frozen=True, slots=True)

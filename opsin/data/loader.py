@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -69,3 +70,12 @@ def _pixels(example: Example, preparation: Preparation) -> list[np.ndarray]:
         return [picture_pixels(picture, preparation) for picture in example.pictures]
     except OpsinError as error:
         raise type(error)(f"{example.where or 'sample'}: ({example.id}) {error}") from None
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    if device.type == "cpu":
+        return batch
+    names = ("tokens_T", "targets_T", "positions_T", "visual_N", "pixels", "features_GPC")
+    moved = {name: value.to(device) for name in names if (value := getattr(batch, name)) is not None}
+    return replace(batch, **moved)

@@ -18,7 +18,7 @@ import torch
 from opsin.checkpoint.prepare import preparation, stop_ids
 from opsin.core.types import Batch
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import Features, collate
+from opsin.data.loader import Features, collate, to_device
 from opsin.evaluate.cider import CiderD, mean
 from opsin.evaluate.metrics import Accuracy, accuracy, always, matches, most_frequent, normalised, recall_at
 from opsin.evaluate.questions import Question, Task, read_questions
@@ -65,7 +65,7 @@ class Asker:
     def prompts(self, questions: Sequence[Question]) -> Batch:
         """The questions, each open for its answer."""
         examples = [make_example(q.asked(), self.prepare, open_for_generation=True) for q in questions]
-        return collate(examples, self.prepare, self.features)
+        return to_device(collate(examples, self.prepare, self.features), self.model.device)
 
     def answers(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
         """Greedy answers."""
@@ -116,13 +116,14 @@ def evaluate(
 @contextmanager
 def _unchanging(model: Vlm) -> Iterator[None]:
     """Evaluation mode without gradients; the mode is put back, since training may go on after."""
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _answer(asker: Asker, questions: Sequence[Question], batch: int, on_done: Callable[[int], None]) -> list[str]:
@@ -209,7 +210,7 @@ def caption_scores(
     for start in range(0, len(questions), batch):
         group = questions[start : start + batch]
         with asker.model.computing():
-            rows.append(score(asker.model, asker.prompts(group), captions).float().numpy())
+            rows.append(score(asker.model, asker.prompts(group), captions).float().cpu().numpy())
         on_done(start + len(group))
     per_token_GG: np.ndarray = np.concatenate(rows).astype(np.float64) / lengths_G
     fit_GG: np.ndarray = per_token_GG - per_token_GG.mean(axis=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,9 @@ HALF: Colour = (0.5, 0.5, 0.5)
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type`s whose layers the decoder loop is tested with."""
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose frequencies are fixed; others would let one document of a pack change another."""
 
 NEVER_FROM_A_FILE = ("auto_map", "trust_remote_code", "_attn_implementation", "_attn_implementation_internal")
 MAX_CONFIG_BYTES = 1_000_000
@@ -88,26 +91,45 @@ class Pretrained(Value):
 
 
 class TowerEncoder(Pretrained):
-    """Common to the transformers vision towers."""
+    """Common to the transformers vision towers. `defaults` are what their published config.json files leave out."""
+
+    family: ClassVar[str]
+    defaults: ClassVar[dict[str, int]]
 
     def _read(self, path: Path) -> dict[str, Any]:
         config = read_hf_config(path)
-        return dict(config.get("vision_config", config))
+        config = config.get("vision_config", config)
+        if not isinstance(config, dict) or self.family not in str(config.get("model_type", self.family)):
+            raise ModelError(f"{path}: not a {self.family} model; does encoder.kind name the right family?")
+        return {**self.defaults, **config}
+
+    def _number(self, key: str) -> int:
+        value = self.facts.get(key, self.defaults[key])
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(f"encoder.config.{key} must be a positive integer, got {value!r}")
+        return value
 
     @property
     def patch_size(self) -> int:
         """Pixels per patch side."""
-        return int(self.facts["patch_size"])
+        return self._number("patch_size")
 
     @property
     def image_size(self) -> int:
         """Side of the square the tower's position embeddings were made for."""
-        return int(self.facts["image_size"])
+        return self._number("image_size")
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self._number("hidden_size")
 
 
 class ClipEncoder(TowerEncoder):
     """CLIP ViT; `select_layer` -2 and no class token is LLaVA's choice (2304.08485, section 4.1)."""
 
+    family: ClassVar[str] = "clip"
+    defaults: ClassVar[dict[str, int]] = {"hidden_size": 768, "image_size": 224, "patch_size": 32}
     kind: Literal["clip"]
     select_layer: int = -2
     mean: Colour = CLIP_MEAN
@@ -115,8 +137,13 @@ class ClipEncoder(TowerEncoder):
 
 
 class SiglipEncoder(TowerEncoder):
-    """SigLIP ViT; the last hidden state before the final layer norm, as LLaVA-OneVision uses it."""
+    """SigLIP ViT; the last hidden state before the final layer norm.
 
+    LLaVA-OneVision takes the layer before: `select_layer: -2` of the full tower (its own copies lack the last layer).
+    """
+
+    family: ClassVar[str] = "siglip"
+    defaults: ClassVar[dict[str, int]] = {"hidden_size": 768, "image_size": 224, "patch_size": 16}
     kind: Literal["siglip"]
     select_layer: int = -1
     mean: Colour = HALF
@@ -126,6 +153,8 @@ class SiglipEncoder(TowerEncoder):
 class Dinov2Encoder(TowerEncoder):
     """DINOv2 ViT; the final layer norm is applied when the last layer is selected."""
 
+    family: ClassVar[str] = "dinov2"
+    defaults: ClassVar[dict[str, int]] = {"hidden_size": 768, "image_size": 224, "patch_size": 14}
     kind: Literal["dinov2"]
     select_layer: int = -1
     mean: Colour = IMAGENET_MEAN
@@ -257,6 +286,13 @@ class ModelConfig(Value):
         if model_type not in LANGUAGE_MODELS:
             raise ModelError(
                 f"language model of model_type {model_type!r}; the decoder loop supports {', '.join(LANGUAGE_MODELS)}"
+            )
+        rope = self.language.facts.get("rope_parameters") or self.language.facts.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in ROPE_TYPES:
+            raise ModelError(
+                f"language model with rope type {rope_type!r}, whose frequencies depend on the whole pack; "
+                f"supported: {', '.join(ROPE_TYPES)}"
             )
         trained_for = self.encoder.image_size
         if trained_for is not None and trained_for != self.resolution.size:

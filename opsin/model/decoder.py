@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from opsin.core.errors import ModelError
 from opsin.model.attention import ATTENTION, Attend
@@ -46,6 +47,12 @@ class Decoder(nn.Module):
     def head_weight(self) -> Tensor:
         """(V, D) weight of the output layer; the embedding itself where the model ties them."""
         weight: Tensor = self.lm.lm_head.weight
+        return weight
+
+    @property
+    def input_weight(self) -> Tensor:
+        """(V, D) weight of the embedding."""
+        weight: Tensor = self._body.embed_tokens.weight
         return weight
 
     @property
@@ -95,6 +102,7 @@ def load_decoder(language: LanguageModel, *, weights: bool = True) -> Decoder:
 
 
 def _load_weights(path: Path, config: Any, dtype: str | None) -> Any:
+    logging.disable_progress_bar()  # opsin shows its own
     lm, report = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from opsin.core.errors import ModelError
 from opsin.model.config import (
@@ -52,7 +53,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.tower = tower
         self.normalise = Normalise(encoder.mean, encoder.std)
-        self.width = int(encoder.facts["hidden_size"])
+        self.width = encoder.width
         self._select = encoder.select_layer
         self._prefix = PREFIX_TOKENS[encoder.kind]
         self._last_is_normed = encoder.kind == "dinov2" and encoder.select_layer == -1
@@ -96,13 +97,13 @@ def load_encoder(encoder: Encoder, *, weights: bool = True) -> TransformerEncode
 
 
 def _load_tower(encoder: TowerEncoder, *, weights: bool) -> nn.Module:
-    kind: str = encoder.kind  # type: ignore[attr-defined]  # every member of the union has it
     facts = {key: value for key, value in encoder.facts.items() if key not in {"model_type", "architectures"}}
     dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
-    config = AutoConfig.for_model(TOWER_MODEL_TYPES[kind], **facts)
+    config = AutoConfig.for_model(TOWER_MODEL_TYPES[encoder.family], **facts)
     if encoder.path is None or not weights:
         tower: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
         return tower
+    logging.disable_progress_bar()  # opsin shows its own
     tower, report = AutoModel.from_pretrained(
         encoder.path,
         config=config,

@@ -7,11 +7,21 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from opsin.core.errors import MissingExtraError
+from opsin.core.errors import MissingExtraError, ModelError
 from opsin.model.config import Lora
 
 MARK = "lora_"
 """In the name of every adapter weight (peft's convention)."""
+
+
+def require_peft() -> None:
+    """Say so if adapters cannot be made.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise MissingExtraError("peft", "lora")
 
 
 def add_lora(part: nn.Module, lora: Lora) -> None:
@@ -19,12 +29,14 @@ def add_lora(part: nn.Module, lora: Lora) -> None:
 
     Raises:
         MissingExtraError: peft is not installed.
+        ModelError: there is no linear layer.
     """
-    if find_spec("peft") is None:
-        raise MissingExtraError("peft", "lora")
+    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = [name for name, module in part.named_modules() if isinstance(module, nn.Linear) and "lm_head" not in name]
+    if not targets:
+        raise ModelError("lora: the part has no linear layers to put adapters on; train all its weights instead")
     inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), part)
     for name, parameter in part.named_parameters():
         if MARK in name:
@@ -41,6 +53,8 @@ def merge_lora(part: nn.Module) -> None:
         if isinstance(module, LoraLayer):
             parent, _, child = name.rpartition(".")
             setattr(part.get_submodule(parent), child, _merged(module))
+    if hasattr(part, "peft_config"):
+        del part.peft_config  # or the next stage's adapters would be taken for a second set
 
 
 @torch.no_grad()

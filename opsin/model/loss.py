@@ -52,7 +52,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Scale what the forward pass prepared."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
-            None if grad_hidden is None else grad_hidden * grad_total.to(grad_hidden.dtype),
+            None if grad_hidden is None else (grad_hidden.float() * grad_total).to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad_total).to(ctx.weight_dtype),
             None,
             None,

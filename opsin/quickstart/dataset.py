@@ -79,7 +79,7 @@ def _build(
 def _write_views(
     stamps: Sequence[Stamp], writer: Writer, vocabulary: Vocabulary, seed: int, size: DatasetSize
 ) -> list[Shown]:
-    """A caption and a naming conversation for every view; checks of the first, apart, or one would tell the other."""
+    """Of every view a caption; of the first its group, and checks apart, or one would tell the other; then names."""
     pictures = []
     for stamp in stamps:
         for index in range(size.views):
@@ -90,7 +90,8 @@ def _write_views(
             if index == 0:
                 writer.labels[image] = stamp.group
             writer.caption(identity, image, rng.choice(rules.BRIEF_INSTRUCTIONS), stamp.caption)
-            writer.converse("conversation", f"{identity}.name", image, rules.naming(seen.context, rng))
+            named = rules.naming(seen.context, rng) if index else rules.grouping(seen.context)
+            writer.converse("conversation", f"{identity}.name", image, named)
             if index == 0:
                 checks = rules.checking(seen.context, vocabulary, rng)
                 writer.converse("conversation", f"{identity}.check", image, checks)

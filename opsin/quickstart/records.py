@@ -33,13 +33,13 @@ class DatasetSize:
     """Pictures to evaluate on."""
     views: int = 2
     """Files made of each training picture; the first is plain, the others are mirrored, shifted and tinted."""
-    scenes: int = 300
+    scenes: int = 400
     """Composed training scenes."""
     counting: int = 80
     """Composed evaluation scenes, of held-out pictures."""
-    detail: int = 50
+    detail: int = 40
     """Detailed descriptions, half of them of scenes."""
-    reasoning: int = 100
+    reasoning: int = 80
     """Questions that combine facts, most of them about scenes."""
     side: int = 224
     """Width and height of the pictures."""

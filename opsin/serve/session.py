@@ -13,7 +13,7 @@ from opsin.checkpoint.prepare import stop_ids
 from opsin.core.errors import OpsinError
 from opsin.core.types import Conversation, Example, Picture, Turn
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate
+from opsin.data.loader import collate, to_device
 from opsin.data.user_turn import user_turn
 from opsin.model.generate import Sampling, stream
 from opsin.model.vlm import Vlm
@@ -79,8 +79,9 @@ class Session:
         # With one seed for all turns a sampled answer would repeat its own choices from turn to turn.
         sampling = replace(self.sampling, seed=self.sampling.seed + len(self.turns))
         decoder = StreamDecoder(self.prepare.tokenizer)
+        prompt = to_device(collate([example], self.prepare), self.model.device)
         with self.model.computing():
-            for step in stream(self.model, collate([example], self.prepare), sampling, stop_ids(self.prepare)):
+            for step in stream(self.model, prompt, sampling, stop_ids(self.prepare)):
                 if step[0] is not None and (piece := decoder.feed(step[0])):
                     yield piece
         if rest := decoder.flush():

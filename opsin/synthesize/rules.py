@@ -40,7 +40,7 @@ DETAIL_INSTRUCTIONS = (
     "Describe what is here as exactly as you can.",
 )
 
-GROUP_CHECKS = 2
+GROUP_CHECKS = 3
 """Groups that one checking conversation asks about: a further question costs less than a further picture."""
 
 YES_NO = {True: "Yes", False: "No"}
@@ -86,6 +86,11 @@ def naming(context: Context, rng: random.Random) -> tuple[Exchange, ...]:
         exchanges.append(rng.choice(ways))
     # The group first, as a rule: after the name it could be told without the picture.
     return tuple(exchanges if rng.random() < 0.75 else exchanges[::-1])
+
+
+def grouping(context: Context) -> tuple[Exchange, ...]:
+    """The group of the one thing of the picture, and no more."""
+    return (Exchange(GROUP_QUESTION, _only_thing(context).group),)
 
 
 def checking(context: Context, vocabulary: Vocabulary, rng: random.Random) -> tuple[Exchange, ...]:

@@ -135,7 +135,8 @@ class ChatML(BaseModel):
         """Segments; open for generation, the last answer has no end mark, or none of its text yet."""
         system, turns = ordered_turns(conversation, open_for_generation=open_for_generation)
         system = self.system if system is None else system
-        segments: list[Segment] = [] if system is None else self._block("system", [Text(system)])
+        segments: list[Segment] = [Opening()]
+        segments += [] if system is None else self._block("system", [Text(system)])
         for question, answer, is_open in exchanges(turns, open_for_generation=open_for_generation):
             segments += self._block("user", part_segments(question, self.around_picture))
             segments += [Control("<|im_start|>"), Text("assistant\n")]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opsin.checkpoint.prepare import preparation as model_preparation
+from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import DataError, OpsinError, TrainError
 from opsin.core.types import Example
 from opsin.data.example import Preparation, make_example
@@ -16,11 +17,6 @@ from opsin.data.sources import read_conversations
 from opsin.model.config import ModelConfig
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.recipe import Stage
-
-
-def preparation(config: ModelConfig, tokenizer: Tokenizer, stage: Stage | None = None) -> Preparation:
-    """How a model's inputs are prepared; a stage may use a template of its own."""
-    return model_preparation(config, tokenizer, stage.template if stage else None)
 
 
 @dataclass(frozen=True)
@@ -32,17 +28,25 @@ class StageData:
     counts: Counter[str]
 
 
-def read_stage(stage: Stage, prepare: Preparation) -> StageData:
+def read_stage(stage: Stage, config: ModelConfig, tokenizer: Tokenizer) -> StageData:
     """Read and render all of a stage's files.
 
     Raises:
-        DataError: with every problem of every record.
+        DataError: with every problem of every record; a sample longer than the language model's context is one.
     """
+    prepare = preparation(config, tokenizer, stage.template)
+    context = int(config.language.facts.get("max_position_embeddings", sys.maxsize))
     conversations, counts = read_conversations(stage.data)
     examples, problems = [], []
     for conversation in conversations:
         try:
-            examples.append(make_example(conversation, prepare))
+            example = make_example(conversation, prepare)
+            if example.num_tokens > context:
+                problems.append(
+                    f"{example.where}: ({example.id}) {example.num_tokens} tokens, more than the language model's "
+                    f"context of {context}; shorten or split the sample"
+                )
+            examples.append(example)
         except OpsinError as error:
             problems.append(str(error))
     if problems:

@@ -33,10 +33,11 @@ def encoder_digest(model: Vlm) -> str:
     """Names the encoder's weights and everything that shapes its input."""
     facts = model.config.model_dump(mode="json", include={"encoder": True, "resolution": True})
     facts["encoder"].pop("path", None)
+    facts["precision"] = model.precision
     parts = [json.dumps(facts, sort_keys=True)]
     for name, tensor in sorted(model.encoder.state_dict().items()):
         # bfloat16 has no numpy twin; its bytes as integers do.
-        parts.append(f"{name} {sha256_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())}")
+        parts.append(f"{name} {sha256_bytes(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())}")
     return sha256_bytes("\n".join(parts).encode())
 
 
@@ -52,6 +53,7 @@ class FeatureCache:
         self._model = model
         self._preparation = preparation
         self.path = (folder or home() / "features") / f"{encoder_digest(model)[:16]}.safetensors"
+        self._dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self._rows: dict[str, Tensor] = {}
         self._digests: dict[Picture, str] = {}
 
@@ -97,8 +99,8 @@ class FeatureCache:
         for start in range(0, len(todo), BATCH):
             part = todo[start : start + BATCH]
             pixels = torch.stack([torch.from_numpy(picture_pixels(p, self._preparation)) for _, p in part])
-            with torch.no_grad():
-                features = self._model.encode(pixels).to(torch.bfloat16)
+            with torch.no_grad(), self._model.computing():
+                features = self._model.encode(pixels.to(self._model.device)).to(self._dtype).cpu()
             self._rows |= {digest: row.clone() for (digest, _), row in zip(part, features, strict=True)}
             on_progress(start + len(part), len(todo))
         if todo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from opsin.core.errors import TrainError
 from opsin.core.types import Batch
-from opsin.data.loader import Features, collate
+from opsin.data.loader import Features, collate, to_device
 from opsin.data.plan import Pack
 from opsin.model.loss import supervised_loss
 from opsin.model.vlm import Vlm
@@ -126,12 +126,3 @@ class StageLoop:
             f"stage {self.stage.name!r}, step {self.step + 1}: the {what} is {value}; the weights are unchanged and "
             f"nothing was saved. Samples of the step: {', '.join(ids[:50])}. Lower the learning rate, or look at them"
         )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-    if device.type == "cpu":
-        return batch
-    names = ("tokens_T", "targets_T", "positions_T", "visual_N", "pixels", "features_GPC")
-    moved = {name: value.to(device) for name in names if (value := getattr(batch, name)) is not None}
-    return replace(batch, **moved)

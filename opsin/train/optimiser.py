@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +18,31 @@ from opsin.train.recipe import PartPlan, Stage
 PARTS: tuple[PartName, ...] = ("vision", "connector", "language")
 
 
-def prepare_parts(model: Vlm, stage: Stage, precision: str) -> None:
-    """Freeze what the stage does not train, add adapters, and set the dtypes that the precision implies.
+def store_parts(model: Vlm, stages: Sequence[Stage], precision: str) -> None:
+    """Store in bfloat16, if that is the precision, the parts whose own weights no stage trains; all else in float32.
 
-    With bf16, trained weights are float32 (autocast computes in bfloat16) and frozen ones are stored in bfloat16.
+    A part that any stage trains stays in float32 throughout: nothing that is trained is ever rounded.
     """
-    model.requires_grad_(requires_grad=False)
+    for name in PARTS:
+        plans = [stage.train.parts[name] for stage in stages if name in stage.train.parts]
+        untrained = all(plan.lora is not None for plan in plans)
+        _store_as(model.part(name), torch.bfloat16 if precision == "bf16" and untrained else torch.float32)
+
+
+def prepare_parts(model: Vlm, stage: Stage) -> None:
+    """Freeze what the stage does not train, add adapters; what is trained is float32 (autocast computes in bfloat16).
+
+    Frozen parts are in evaluation mode too, so that no dropout disturbs them.
+    """
+    model.requires_grad_(requires_grad=False).eval()
     for name in PARTS:
         part, plan = model.part(name), stage.train.parts.get(name)
-        fully = plan is not None and plan.lora is None
-        _store_as(part, torch.bfloat16 if precision == "bf16" and not fully else torch.float32)
         if plan is None:
             continue
-        if plan.lora is not None:
+        part.train()
+        if plan.lora is None:
+            _store_as(part, torch.float32)
+        else:
             add_lora(part, plan.lora)
         for parameter_name, parameter in part.named_parameters():
             parameter.requires_grad_(plan.lora is None or MARK in parameter_name)
@@ -155,4 +168,4 @@ def restore_optimiser(model: Vlm, optimiser: torch.optim.Optimizer, tensors: dic
         raise TrainError(f"the saved optimiser state is of other parameters: {', '.join(unknown[:10])}")
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition("/")
-        optimiser.state[parameters[name]][kind] = tensor
+        optimiser.state[parameters[name]][kind] = tensor.to(parameters[name].device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
+from opsin.core.terminal import printable
+from opsin.data.plan import Plan
 from opsin.model.vlm import Vlm
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.recipe import Stage
@@ -19,7 +22,10 @@ PLAIN_EVERY = 20
 
 
 class ProgressHooks:
-    """Hooks that print; `before` and `after` are for the caller's own work around the stages."""
+    """Hooks that print; `before` and `after` are for the caller's own work around the stages.
+
+    Leaving its `with` block closes the bar, so that an error or Ctrl-C leaves the terminal with its cursor.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -27,6 +33,12 @@ class ProgressHooks:
         self.after: Callable[[Stage, Vlm], None] = lambda _stage, _model: None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._close()
 
     def hooks(self) -> Hooks:
         """The value that a run takes."""
@@ -41,7 +53,7 @@ class ProgressHooks:
 
     def on_line(self, line: str) -> None:
         """Print one line above any bar."""
-        self.console.print(line, markup=False, highlight=False)
+        self.console.print(printable(line), markup=False, highlight=False)
 
     def on_features(self, done: int, total: int) -> None:
         """Progress of the feature cache."""
@@ -56,12 +68,11 @@ class ProgressHooks:
             self._close()
 
     def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
-        tokens = sum(pack.tokens for step in loop.steps for pack in step)
-        budget = stage.batch_tokens * sum(len(step) for step in loop.steps)
+        plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.batch_tokens)
         trained = ", ".join(f"{part} {plan.lr:g}" for part, plan in stage.train.parts.items())
         self.on_line(
-            f"stage {stage.name!r}: {len(loop.data.examples):,} samples, {len(loop.steps):,} steps, {tokens:,} tokens "
-            f"(packs {tokens / budget:.0%} full); trains {trained}"
+            f"stage {stage.name!r}: {len(loop.data.examples):,} samples, {len(loop.steps):,} steps, "
+            f"{plan.tokens:,} tokens (packs {plan.efficiency:.0%} full); trains {trained}"
         )
 
     def _on_step(self, stage: Stage, metrics: StepMetrics, total: int) -> None:

@@ -84,9 +84,12 @@ class Stage(Value):
 class Recipe(Value):
     """Everything that decides a run."""
 
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80, description="also names the run directory"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["bf16", "fp32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first CUDA device, if there is one")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end of each stage only")
     keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept")
     model: ModelConfig

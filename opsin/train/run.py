@@ -3,41 +3,39 @@
 RUN/recipe.json      the resolved recipe
 RUN/run.json         versions, git state, hashes of the data files
 RUN/metrics.jsonl    one line a step
-RUN/checkpoints/     00-align-000120/ ...
+RUN/checkpoints/     00-align-000000120/ ...
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
-from opsin import __version__
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
-from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside
-from opsin.core.errors import CheckpointError, TrainError
-from opsin.core.files import sha256_bytes, sha256_file, write_json
+from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
+from opsin.core.errors import DataError, TrainError
+from opsin.core.files import write_json
+from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
-from opsin.model.lora import merge_lora
+from opsin.model.lora import merge_lora, require_peft
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.data import plan_steps, preparation, read_stage
+from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop, StepMetrics
-from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser
+from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser, store_parts
 from opsin.train.recipe import Recipe, Stage
+from opsin.train.record import forget_metrics, read_record, write_record
 from opsin.train.warm_start import warm_start
 
 OPTIMISER = "optimiser.safetensors"
+METRICS = "metrics.jsonl"
 
 
 def _ignore(*_: object) -> None:
@@ -73,16 +71,18 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
         OpsinError: anything about data, model or files that makes the run impossible.
     """
     hooks = hooks or Hooks()
-    if (out / "recipe.json").exists():
+    if candidates(out / CHECKPOINTS):
         raise TrainError(f"{out}: holds a run already; resume it with --resume {out}, or choose another directory")
+    work = _read_work(recipe, 0)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "recipe.json", recipe.model_dump(mode="json"))
-    write_json(out / "run.json", _provenance(recipe))
+    write_record(recipe, out)
+    (out / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     torch.manual_seed(recipe.seed)
-    model = Vlm(recipe.model)
+    model = Vlm(recipe.model).to(_device(recipe))
     model.precision = recipe.precision
+    store_parts(model, recipe.stages, recipe.precision)
     hooks.before_stages(model)
-    return _stages(recipe, out, model, Position(0, 0, done=False), None, hooks)
+    return _stages(work, out, model, Position(0, 0, done=False), None, hooks)
 
 
 def resume(out: Path, hooks: Hooks | None = None) -> Path:
@@ -93,15 +93,15 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
         CheckpointError: no checkpoint is whole.
     """
     hooks = hooks or Hooks()
-    recipe = _saved_recipe(out)
-    _check_data(recipe, out)
+    recipe = read_record(out)
     folder, skipped = newest_whole(out / CHECKPOINTS)
     for line in skipped:
         hooks.on_line(line)
     meta = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     position = Position(meta["stage"], meta["step"], done=meta["done"])
+    work = _read_work(recipe, position.stage)
     described = read_config(folder)
-    model = Vlm(described.config, weights=False)
+    model = Vlm(described.config, weights=False).to(_device(recipe))
     model.precision = recipe.precision
     if position.done:
         fill_model(model, folder)
@@ -111,24 +111,68 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
         return newest_whole(out / CHECKPOINTS)[0]
     stage = recipe.stages[position.stage]
     hooks.on_line(f"resuming at stage {stage.name!r}, step {position.step + 1}")
-    _forget_metrics(out, recipe, position)
+    forget_metrics(out, recipe, position.stage, position.step)
     for path in candidates(out / CHECKPOINTS):
         if path.name > folder.name:  # skipped above; the run is about to make this checkpoint again
             set_aside(path)
-    return _stages(recipe, out, model, position, folder if position.step else None, hooks)
+    return _stages(work, out, model, position, folder if position.step else None, hooks)
 
 
-def _stages(recipe: Recipe, out: Path, model: Vlm, position: Position, folder: Path | None, hooks: Hooks) -> Path:
+@dataclass(frozen=True)
+class Work:
+    """A recipe with its tokenizer and the data and steps of its stages, by index, from the first one to be trained."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    data: dict[int, StageData]
+    steps: dict[int, list[tuple[Pack, ...]]]
+
+
+def _read_work(recipe: Recipe, first: int) -> Work:
+    """Read, render and plan all stages to come, before any compute is spent.
+
+    Raises:
+        DataError: with every problem of every stage's records.
+        MissingExtraError: a stage wants adapters and peft is not installed.
+    """
     tokenizer = Tokenizer.load(recipe.model.language.tokenizer_path)
-    last = out
+    data: dict[int, StageData] = {}
+    steps: dict[int, list[tuple[Pack, ...]]] = {}
+    problems: dict[str, None] = {}  # in order, and once: stages can share a file
+    for index in range(first, len(recipe.stages)):
+        stage = recipe.stages[index]
+        if any(plan.lora is not None for plan in stage.train.parts.values()):
+            require_peft()
+        try:
+            data[index] = read_stage(stage, recipe.model, tokenizer)
+            steps[index] = plan_steps(data[index].examples, stage, recipe.seed)
+        except DataError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise DataError(list(problems))
+    return Work(recipe, tokenizer, data, steps)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    """Where to train: as the recipe says, by default on the first CUDA device if there is one."""
+    if recipe.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise TrainError("the recipe says device: cuda, but torch finds no CUDA device; use device: cpu or auto")
+    return torch.device(recipe.device)
+
+
+def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path | None, hooks: Hooks) -> Path:
+    recipe, last = work.recipe, out
+    sweep(out / CHECKPOINTS)
     for index in range(position.stage, len(recipe.stages)):
         stage = recipe.stages[index]
         # New adapters are drawn at random: the same ones whether the run comes from the stage before or is resumed.
         torch.manual_seed(recipe.seed + 1 + index)
-        prepare_parts(model, stage, recipe.precision)
+        prepare_parts(model, stage)
         if folder is not None:
             fill_model(model, folder)
-        loop = _build_loop(recipe, stage, model, tokenizer, hooks)
+        loop = _build_loop(work, index, model, hooks)
         if folder is None and stage.warm_start is not None and loop.features is not None:
             done = warm_start(model, loop.data.examples, loop.features, stage.warm_start, recipe.seed)
             hooks.on_line(
@@ -139,13 +183,13 @@ def _stages(recipe: Recipe, out: Path, model: Vlm, position: Position, folder: P
             loop.step = position.step
             restore_optimiser(model, loop.optimiser, load_file(folder / OPTIMISER))
             folder = None
-        last = _train_stage(recipe, index, loop, tokenizer, out, hooks)
+        last = _train_stage(work, index, loop, out, hooks)
         hooks.after_stage(stage, model)
     return last
 
 
-def _build_loop(recipe: Recipe, stage: Stage, model: Vlm, tokenizer: Tokenizer, hooks: Hooks) -> StageLoop:
-    data = read_stage(stage, preparation(recipe.model, tokenizer, stage))
+def _build_loop(work: Work, index: int, model: Vlm, hooks: Hooks) -> StageLoop:
+    stage, data = work.recipe.stages[index], work.data[index]
     for name, count in sorted(data.counts.items()):
         if "dropped" in name:
             hooks.on_line(f"stage {stage.name!r}: {count} {name}")
@@ -154,7 +198,7 @@ def _build_loop(recipe: Recipe, stage: Stage, model: Vlm, tokenizer: Tokenizer, 
         model=model,
         stage=stage,
         data=data,
-        steps=plan_steps(data.examples, stage, recipe.seed),
+        steps=work.steps[index],
         optimiser=build_optimiser(model, stage),
         features=features,
         on_audit=lambda audit: hooks.on_line(_audit_line(stage, audit)),
@@ -177,12 +221,11 @@ def _audit_line(stage: Stage, audit: Audit) -> str:
     return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"
 
 
-def _train_stage(recipe: Recipe, index: int, loop: StageLoop, tokenizer: Tokenizer, out: Path, hooks: Hooks) -> Path:
-    stage = loop.stage
+def _train_stage(work: Work, index: int, loop: StageLoop, out: Path, hooks: Hooks) -> Path:
+    recipe, stage = work.recipe, loop.stage
     lora = {part: plan.lora for part, plan in stage.train.parts.items() if plan.lora is not None}
     hooks.on_stage(stage, loop)
-    loop.model.train()
-    with (out / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    with (out / METRICS).open("a", encoding="utf-8") as metrics:
         while loop.step < len(loop.steps):
             done = loop.take_step()
             metrics.write(json.dumps(done.as_dict(stage.name)) + "\n")
@@ -190,12 +233,12 @@ def _train_stage(recipe: Recipe, index: int, loop: StageLoop, tokenizer: Tokeniz
             hooks.on_step(stage, done, len(loop.steps))
             due = recipe.save_every and loop.step % recipe.save_every == 0 and loop.step < len(loop.steps)
             if due:
-                _save(out, index, loop, tokenizer, lora, done=False)
+                _save(out, index, loop, work.tokenizer, lora, done=False)
                 _keep_newest(out, recipe.keep)
     for part in lora:
         merge_lora(loop.model.part(part))
     loop.model.requires_grad_(requires_grad=False).eval()
-    return _save(out, index, loop, tokenizer, {}, done=True)
+    return _save(out, index, loop, work.tokenizer, {}, done=True)
 
 
 def _save(
@@ -207,7 +250,7 @@ def _save(
         if not done:
             save_file(optimiser_state(loop.model, loop.optimiser), folder / OPTIMISER)
 
-    name = f"{index:02d}-{loop.stage.name}-{loop.step:06d}{'' if not done else '-done'}"
+    name = f"{index:02d}-{loop.stage.name}-{loop.step:09d}{'' if not done else '-done'}"
     return commit(out / CHECKPOINTS / name, write, {"stage": loop.stage.name, "step": loop.step, "done": done})
 
 
@@ -216,63 +259,3 @@ def _keep_newest(out: Path, keep: int) -> None:
     middles = [path for path in candidates(out / CHECKPOINTS) if not path.name.endswith("-done")]
     for path in middles[keep:]:
         delete(path)
-
-
-def _saved_recipe(out: Path) -> Recipe:
-    path = out / "recipe.json"
-    if not path.is_file():
-        raise TrainError(f"{out}: no recipe.json there; this is not a run directory")
-    return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def _check_data(recipe: Recipe, out: Path) -> None:
-    saved = json.loads((out / "run.json").read_text(encoding="utf-8"))["data"]
-    for path, digest in _data_hashes(recipe).items():
-        if saved.get(path) != digest:
-            raise TrainError(f"{path}: changed since the run began; a resumed run must see the same data")
-
-
-def _forget_metrics(out: Path, recipe: Recipe, position: Position) -> None:
-    """Drop the lines of steps after the checkpoint: they are taken again."""
-    path = out / "metrics.jsonl"
-    order = {stage.name: index for index, stage in enumerate(recipe.stages)}
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed run can be half written
-        if (order[value["stage"]], value["step"]) <= (position.stage, position.step):
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def _data_hashes(recipe: Recipe) -> dict[str, str]:
-    try:
-        return {str(source.path): sha256_file(source.path) for stage in recipe.stages for source in stage.data}
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); it is part of the run") from None
-
-
-def _provenance(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "opsin": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-        "git": _git_state(),
-        "recipe_sha256": sha256_bytes(recipe.model_dump_json().encode()),
-        "data": _data_hashes(recipe),
-    }
-
-
-def _git_state() -> str | None:
-    """The commit of the folder the command runs in, with a mark if it has changes; None outside a checkout."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    answer = subprocess.run(
-        [git, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip() or None

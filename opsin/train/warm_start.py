@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's usual name)
 
 from opsin.core.errors import TrainError
-from opsin.core.types import Example
+from opsin.core.types import Example, Grid
 from opsin.data.loader import Features
 from opsin.model.vlm import Vlm
 from opsin.train.optimiser import rate_factor
@@ -43,8 +43,12 @@ class WarmStarted:
 
 @dataclass(frozen=True)
 class Captioned:
-    """Pictures with the words of their captions: `words_GW` rows sum to 1 over the vocabulary `directions_WD`."""
+    """Pictures with the words of their captions: `words_GW` rows sum to 1 over the vocabulary `directions_WD`.
 
+    Directions are taken from the mean of the captions' own words, so that what all of them share does not count.
+    """
+
+    grid: Grid
     features_GPC: Tensor
     words_GW: Tensor
     directions_WD: Tensor
@@ -58,10 +62,9 @@ def warm_start(
     Raises:
         TrainError: no sample has one picture and words that tell it from the others.
     """
-    embeddings_VD = model.decoder.head_weight.detach().float()
+    embeddings_VD = model.decoder.input_weight.detach().float()
     data = _captioned(examples, features, embeddings_VD)
     centre_D, length = embeddings_VD.mean(0), embeddings_VD.norm(dim=1).mean()
-    grid = examples[0].layouts[0].grids[0]
     optimiser = torch.optim.AdamW(model.connector.parameters(), lr=settings.lr, weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     count = len(data.words_GW)
@@ -71,9 +74,9 @@ def warm_start(
         total = 0.0
         for rows in torch.randperm(count, generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
             optimiser.param_groups[0]["lr"] = settings.lr * rate_factor(step, steps, RISING)
-            visual_GND = model.connector(data.features_GPC[rows].float(), grid) - centre_D
+            visual_GND = model.connector(data.features_GPC[rows].float().to(model.device), data.grid) - centre_D
             cosines_GW = F.normalize(visual_GND.mean(1), dim=-1) @ data.directions_WD.T
-            loss = -(data.words_GW[rows] * (cosines_GW / TEMPERATURE).log_softmax(-1)).sum(-1).mean()
+            loss = -(data.words_GW[rows].to(model.device) * (cosines_GW / TEMPERATURE).log_softmax(-1)).sum(-1).mean()
             stretch = (visual_GND.norm(dim=-1) / length - 1).square().mean()
             (loss + stretch).backward()
             nn.utils.clip_grad_norm_(model.connector.parameters(), 1.0)
@@ -100,6 +103,7 @@ def _captioned(examples: Sequence[Example], features: Features, embeddings_VD: T
             words_GW[row, vocabulary[word]] = weights[word]
     directions_WD = embeddings_VD[sorted(weights)] - embeddings_VD[sorted(weights)].mean(0)
     return Captioned(
+        grid=usable[0][0].layouts[0].grids[0],
         features_GPC=features.get([e.pictures[0] for e, _ in usable]),
         words_GW=words_GW / words_GW.sum(1, keepdim=True),
         directions_WD=F.normalize(directions_WD, dim=1),

@@ -19,9 +19,11 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 
 MAX_NODES = 100_000
+MAX_INTEGER_CHARACTERS = 100
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_MERGE = "tag:yaml.org,2002:merge"
-_TEXT = "tag:yaml.org,2002:str"
+_CORE = "tag:yaml.org,2002:"
+_MERGE = f"{_CORE}merge"
+_TEXT = f"{_CORE}str"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,9 @@ _SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
 }
 for _name, (_first, _pattern, _) in _SCALARS.items():
     _CoreLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
+        f"{_CORE}{_name}", re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
     )
-_READERS = {f"tag:yaml.org,2002:{name}": reader for name, (_, _, reader) in _SCALARS.items()} | {_TEXT: str}
+_READERS = {f"{_CORE}{name}": reader for name, (_, _, reader) in _SCALARS.items()} | {_TEXT: str}
 
 
 @dataclass(slots=True)
@@ -137,6 +139,8 @@ class _Walk:
             text = _VARIABLE.sub(lambda match: self._variable(match, line, path), text)
             if node.style is None:  # not in quotes: a number from a variable is a number
                 tag = _plain_tag(text)
+        if problem := _misfit(tag.removeprefix(_CORE), text):
+            return self._refuse(node.start_mark.line + 1, path, problem)
         return _READERS[tag](text)
 
     def _variable(self, match: re.Match[str], line: int, path: KeyPath) -> str:
@@ -159,5 +163,14 @@ def dotted(path: KeyPath) -> str:
 def _plain_tag(text: str) -> str:
     for name in ("null", "bool", "int", "float"):
         if re.fullmatch(_SCALARS[name][1], text):
-            return f"tag:yaml.org,2002:{name}"
+            return f"{_CORE}{name}"
     return _TEXT
+
+
+def _misfit(name: str, text: str) -> str | None:
+    """What keeps a text from being a value of this kind: a tag can claim any, and integers have no end."""
+    if name in _SCALARS and not re.fullmatch(_SCALARS[name][1], text):
+        return f"{text[:40]!r} is not what the tag !!{name} says; write a plain value"
+    if name == "int" and len(text) > MAX_INTEGER_CHARACTERS:
+        return f"an integer of {len(text):,} characters; at most {MAX_INTEGER_CHARACTERS} are read"
+    return None

@@ -6,6 +6,7 @@ A resolution plans a `Layout` from (height, width, role) alone, and later cuts t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,6 +18,9 @@ from opsin.core.types import Block, Grid, Layout, PictureRole
 
 Colour = tuple[float, float, float]
 """Red, green, blue in 0..1."""
+
+MAX_CANVAS = 4096
+"""Longest side that `pad` puts on a canvas; larger pictures are reduced by a whole factor first."""
 
 Shrink = Callable[[int, int], tuple[int, int]]
 """Patch grid (rows, cols) -> token grid, as the connector folds it."""
@@ -77,6 +81,10 @@ def expand_to_square(image: Image.Image, mean: Colour) -> Image.Image:
     if width == height:
         return image
     side = max(width, height)
+    if side > MAX_CANVAS:  # a 16,384 x 82 strip would need a canvas of a gigabyte
+        image = image.reduce(math.ceil(side / MAX_CANVAS))
+        width, height = image.size
+        side = max(width, height)
     canvas = Image.new("RGB", (side, side), mean_colour(mean))
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas

@@ -9,7 +9,7 @@ from opsin.core.errors import TrainError
 from opsin.data.plan import Pack
 from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.loop import StageLoop
-from opsin.train.optimiser import build_optimiser, prepare_parts
+from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
 from opsin.train.recipe import Stage
 from tests.support.models import tiny_vlm, write_data
 
@@ -26,8 +26,9 @@ def loop_of(folder: Path, precision: str = "fp32", data: dict[str, int] | None =
     source = {"kind": "llava", "path": write_data(folder, **(data or {}))}
     value = {"name": "x", "data": [source], "train": TRAIN, "batch_tokens": 96, "clip": 1e9} | changes
     stage = Stage.model_validate(value)
-    prepare_parts(model, stage, precision)
-    samples = read_stage(stage, prepare)
+    store_parts(model, [stage], precision)
+    prepare_parts(model, stage)
+    samples = read_stage(stage, model.config, prepare.tokenizer)
     return StageLoop(model, stage, samples, plan_steps(samples.examples, stage, 0), build_optimiser(model, stage))
 
 

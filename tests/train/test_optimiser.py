@@ -18,6 +18,7 @@ from opsin.train.optimiser import (
     rate_factor,
     restore_optimiser,
     set_rates,
+    store_parts,
     trained_parameters,
 )
 from opsin.train.recipe import Stage
@@ -44,6 +45,22 @@ def stage(**train: Any) -> Stage:
     return Stage.model_validate({"name": "x", "data": [{"kind": "llava", "path": "x.json"}], "train": plan})
 
 
+def ready(model: Vlm, plan: Stage, precision: str) -> None:
+    store_parts(model, [plan], precision)
+    prepare_parts(model, plan)
+
+
+def test_what_a_later_stage_trains_is_not_rounded(made: tuple[Vlm, Batch]) -> None:
+    model, _ = made
+    weights = {name: p.detach().clone() for name, p in model.connector.named_parameters()}
+    stages = [stage(language=0.01), stage(connector=0.01)]
+    store_parts(model, stages, "bf16")
+    for plan in stages:
+        prepare_parts(model, plan)
+    assert all(torch.equal(p, weights[name]) for name, p in model.connector.named_parameters())
+    assert next(model.encoder.parameters()).dtype == torch.bfloat16
+
+
 def backward(model: Vlm, batch: Batch) -> None:
     with model.computing():
         supervised_loss(model(batch), model.decoder.head_weight, batch.targets_T).backward()
@@ -57,7 +74,7 @@ def test_only_what_is_named_trains(made: tuple[Vlm, Batch], trained: set[str], p
     model, batch = made
     model.precision = precision
     plan = stage(**dict.fromkeys(trained, 0.01))
-    prepare_parts(model, plan, precision)
+    ready(model, plan, precision)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = build_optimiser(model, plan)
     backward(model, batch)
@@ -79,7 +96,7 @@ def test_rotary_frequencies_and_colours_stay_exact_in_bfloat16(made: tuple[Vlm, 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert {name.rpartition(".")[2] for name in buffers} >= {"inv_freq", "scale", "shift"}
     for plan in (stage(connector=0.01), stage(language=0.01)):
-        prepare_parts(model, plan, "bf16")
+        ready(model, plan, "bf16")
         for name, buffer in model.named_buffers():
             assert buffer.dtype == buffers[name].dtype, name
             assert torch.equal(buffer, buffers[name]), name
@@ -88,7 +105,7 @@ def test_rotary_frequencies_and_colours_stay_exact_in_bfloat16(made: tuple[Vlm, 
 def test_adapters_train_and_their_base_does_not(made: tuple[Vlm, Batch]) -> None:
     model, batch = made
     plan = stage(connector=0.01, language={"lr": 0.01, "lora": {"rank": 2}})
-    prepare_parts(model, plan, "fp32")
+    ready(model, plan, "fp32")
     optimiser = build_optimiser(model, plan)
     backward(model, batch)
     audit_gradients(model, plan, optimiser)
@@ -101,7 +118,7 @@ def test_adapters_train_and_their_base_does_not(made: tuple[Vlm, Batch]) -> None
 def test_a_tied_weight_is_held_once(made: tuple[Vlm, Batch]) -> None:
     model, _ = made
     plan = stage(language=0.01)
-    prepare_parts(model, plan, "bf16")
+    ready(model, plan, "bf16")
     held = [id(p) for group in build_optimiser(model, plan).param_groups for p in group["params"]]
     assert len(held) == len(set(held)) == len(list(model.decoder.parameters()))
     assert model.decoder.head_weight is model.decoder.lm.model.embed_tokens.weight
@@ -111,7 +128,7 @@ def test_the_rates_of_the_parts_are_really_used(made: tuple[Vlm, Batch]) -> None
     model, batch = made
     rates = {"vision": 1e-4, "connector": 1e-2, "language": 1e-3}
     plan = stage(**rates)
-    prepare_parts(model, plan, "fp32")
+    ready(model, plan, "fp32")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = build_optimiser(model, plan)
     backward(model, batch)
@@ -125,7 +142,7 @@ def test_the_rates_of_the_parts_are_really_used(made: tuple[Vlm, Batch]) -> None
 def test_decay_is_for_matrices_only(made: tuple[Vlm, Batch]) -> None:
     model, _ = made
     plan = stage(connector={"lr": 0.1, "weight_decay": 0.5})
-    prepare_parts(model, plan, "fp32")
+    ready(model, plan, "fp32")
     weight, bias = model.connector.layers[0].weight, model.connector.layers[0].bias
     before = weight.detach().clone(), bias.detach().clone()
     for parameter in model.connector.parameters():
@@ -169,7 +186,7 @@ class TestAudit:
     def trained(self, made: tuple[Vlm, Batch]) -> tuple[Vlm, Stage, torch.optim.Optimizer]:
         model, batch = made
         plan = stage(connector=0.01)
-        prepare_parts(model, plan, "fp32")
+        ready(model, plan, "fp32")
         optimiser = build_optimiser(model, plan)
         backward(model, batch)
         return model, plan, optimiser
@@ -224,7 +241,7 @@ class TestAudit:
 def test_the_optimisers_state_goes_round(made: tuple[Vlm, Batch]) -> None:
     model, batch = made
     plan = stage(connector=0.01, language=0.001)
-    prepare_parts(model, plan, "fp32")
+    ready(model, plan, "fp32")
     first, second = build_optimiser(model, plan), build_optimiser(model, plan)
     backward(model, batch)
     first.step()

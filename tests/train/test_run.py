@@ -114,7 +114,9 @@ def test_bfloat16_freezes_bit_for_bit_too(tmp_path: Path) -> None:
     last = start(value, out, hooks)
     first, second = (weights(path) for path in reversed(candidates(out / "checkpoints")))
     assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("encoder."))
-    assert {first[name].dtype for name in first if not name.startswith("connector.")} == {torch.bfloat16}
+    assert {first[name].dtype for name in first if name.startswith("encoder.")} == {torch.bfloat16}
+    # The language model is trained later: rounding it while it is frozen would lose what it was.
+    assert {first[name].dtype for name in first if name.startswith("decoder.")} == {torch.float32}
     assert {second[name].dtype for name in second if not name.startswith("encoder.")} == {torch.float32}
     assert load_model(last).model.precision == "bf16"
 

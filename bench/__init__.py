@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench.NAME`. Each prints what anyone can compare on their own machine."""
