@@ -8,23 +8,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from opsin import __version__
 from opsin.core.errors import OpsinError
+from opsin.core.terminal import printable
+
+FAILED = 2
+INTERRUPTED = 130
+LEAST_TOP_P = 1e-6
+
+
+class Commands(TyperGroup):
+    """The commands; errors that a user can act on are printed without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Here, since typer would turn Ctrl-C into a silent exit."""
+        with _errors():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="opsin",
+    cls=Commands,
     help="Multimodal instruction tuning: data from pictures, a vision-language model in stages, scores, a chat.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-FAILED = 2
-INTERRUPTED = 130
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -36,9 +51,8 @@ class PictureSet(StrEnum):
 
 
 def main() -> None:
-    """Entry point: errors that a user can act on are printed without a traceback."""
-    with _errors():
-        app()
+    """Entry point."""
+    app()
 
 
 @contextmanager
@@ -46,11 +60,20 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except OpsinError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(FAILED)
+        _leave(f"error: {error}", FAILED)
+    except BrokenPipeError:  # whoever read the output has left; typer goes quietly
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _leave(f"error: {where}{error.strerror or error}; check the path, its permissions and the space left", FAILED)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted", style="red")
-        sys.exit(INTERRUPTED)
+        _leave("interrupted", INTERRUPTED)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    console = Console(stderr=True)
+    console.print(printable(message), style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -108,7 +131,8 @@ def train(
         from opsin.train.progress import ProgressHooks
         from opsin.train.run import resume as go_on
 
-        checkpoint = go_on(resume, ProgressHooks(console).hooks())
+        with ProgressHooks(console) as progress:
+            checkpoint = go_on(resume, progress.hooks())
     else:
         from opsin.train.recipe import load_recipe
 
@@ -118,7 +142,8 @@ def train(
         from opsin.train.progress import ProgressHooks
         from opsin.train.run import start
 
-        checkpoint = start(value, out or Path("runs") / value.name, ProgressHooks(console).hooks())
+        with ProgressHooks(console) as progress:
+            checkpoint = start(value, out or Path("runs") / value.name, progress.hooks())
     typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else f"checkpoint  {checkpoint}")
 
 
@@ -126,7 +151,9 @@ def train(
 def chat(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint of it.")],
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=LEAST_TOP_P, max=1, help="Keep the smallest set of tokens with this probability.")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
@@ -136,7 +163,10 @@ def chat(
     from opsin.model.generate import Sampling
     from opsin.serve.chat import run_chat
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    try:
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    except ValueError as error:  # not a number lies in no range, but passes typer's check
+        raise typer.BadParameter(str(error)) from None
     run_chat(checkpoint, console, input, sampling)
 
 

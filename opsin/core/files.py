@@ -10,12 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from opsin.core.errors import OpsinError
+
 CHUNK_BYTES = 1 << 20
 
 
 def home() -> Path:
-    """The cache folder: `$OPSIN_HOME`, by default `~/.cache/opsin`."""
-    return Path(os.environ.get("OPSIN_HOME") or Path.home() / ".cache" / "opsin").expanduser()
+    """The cache folder, absolute: `$OPSIN_HOME`, by default `~/.cache/opsin`.
+
+    Raises:
+        OpsinError: it starts with `~` and there is no such home folder.
+    """
+    return expanded(Path(os.environ.get("OPSIN_HOME") or "~/.cache/opsin")).absolute()
+
+
+def expanded(path: Path) -> Path:
+    """The path with a leading `~` or `~user` replaced by that home folder.
+
+    Raises:
+        OpsinError: there is no such user, or no home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise OpsinError(f"{path}: no home folder is known for {path.parts[0]}; write the path without it") from None
 
 
 def sha256_bytes(data: bytes) -> str:

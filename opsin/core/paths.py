@@ -10,10 +10,18 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
 
+from opsin.core.errors import OpsinError
+from opsin.core.files import expanded
+
 
 def _anchored(path: Path, info: ValidationInfo) -> tuple[Path, bool]:
     folder: Path | None = (info.context or {}).get("folder")
-    return (path, False) if folder is None else ((folder / path.expanduser()).absolute(), True)
+    if folder is None:
+        return path, False
+    try:
+        return (folder / expanded(path)).absolute(), True
+    except OpsinError as error:
+        raise ValueError(str(error)) from None  # as pydantic expects it
 
 
 def _file(path: Path, info: ValidationInfo) -> Path:

@@ -71,7 +71,7 @@ class Assets:
     - `language_model`: Hugging Face layout
     - `encoder`: `config.json` and `model.safetensors` of EfficientNet-Lite2
     - `stamps`: the Tux Paint tree, GROUP/.../NAME.png with captions in NAME.txt
-    - `easy_vqa`: `train/` and `test/`, each `images/` and `questions.json`, and `answers.txt`
+    - `easy_vqa`: `easy_vqa/data/` as in the wheel, with `train/` and `test/`, each `images/` and `questions.json`
     """
 
     language_model: Path
@@ -150,8 +150,7 @@ def _easy_vqa(folder: Path, console: Console) -> Path:
     def build(out_dir: Path) -> None:
         extract_wheel(fetch_wheel(EASY_VQA, folder, console), out_dir, below=EASY_VQA_MEMBERS)
 
-    built = build_once(folder / "easy-vqa", source=EASY_VQA.sha256, build=build, console=console)
-    return built / EASY_VQA_MEMBERS
+    return build_once(folder / "easy-vqa", source=EASY_VQA.sha256, build=build, console=console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

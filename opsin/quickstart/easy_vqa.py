@@ -67,6 +67,7 @@ def write_easy_vqa(source: Path, writer: Writer, seed: int, size: DatasetSize) -
             for drawing in (*train, *test)
         }
     for drawing in train:
+        writer.labels[images[drawing.id]] = drawing.shape
         writer.caption(drawing.id, images[drawing.id], rng.choice(BRIEF_INSTRUCTIONS), drawing.caption)
         writer.converse("conversation", drawing.id, images[drawing.id], _turns(drawing, rng))
     for drawing in test:

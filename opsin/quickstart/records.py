@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from opsin.evaluate.questions import Task
     from opsin.quickstart.stamps import Skipped
     from opsin.synthesize.rules import Exchange
 
-Task = Literal["category", "yes_no", "count", "caption"]
 Kind = Literal["conversation", "detail", "reasoning"]
 
 TOKENS_PER_WORD = 1.35

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shlex
+import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,12 +18,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from opsin.checkpoint.model import CHECKPOINTS
 from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import OpsinError
 from opsin.core.files import write_json
 from opsin.core.types import Picture
 from opsin.evaluate.heldout import evaluate
-from opsin.evaluate.metrics import nearest_neighbour
+from opsin.evaluate.metrics import leave_one_out, nearest_neighbour
 from opsin.evaluate.questions import read_questions
 from opsin.model.vlm import Vlm
 from opsin.quickstart.assets import Pictures, fetch_all
@@ -37,6 +41,9 @@ from opsin.train.recipe import Recipe, load_recipe
 from opsin.train.run import start
 
 SEED = 0
+EASY_VQA_REPEATS = (
+    "Easy-VQA: its captions repeat across its own train/test split, so its caption scores say nothing of new captions"
+)
 TINY_OVERRIDES = (
     "name=quickstart-tiny",
     "model.resolution.size=64",
@@ -112,20 +119,24 @@ class Measuring:
         self.hooks.on_line(f"{name}: {told} ({scores.seconds:.0f} s)")
 
     def _encoder_level(self, cache: FeatureCache) -> list[Reference]:
-        """What the frozen encoder's own features tell of a picture's group, by the nearest training picture."""
+        """What the frozen encoder's own features tell of a picture's group, by the nearest picture.
+
+        Once as the model is asked, held-out pictures next to the training pictures; and once over all of them, each
+        next to all others: more pictures, so a steadier number.
+        """
         groups: dict[str, str] = self.dataset.statistics["labels"]
         asked = [q for q in read_questions(self.dataset.held_out, self.dataset.images) if q.task == "category"]
         if not groups or not asked:
             return []
         train = [Picture(path=self.dataset.images / name) for name in groups]
         cache.add(train, self.hooks.on_features)
-        level = nearest_neighbour(
-            _pooled(cache, train),
-            list(groups.values()),
-            _pooled(cache, [picture for q in asked for picture in q.asked().pictures]),
-            [q.truth for q in asked],
-        )
-        return [Reference("category", "accuracy", "encoder's 1-NN", level.share)]
+        known, labels = _pooled(cache, train), list(groups.values())
+        held_out, truths = _pooled(cache, [q.picture for q in asked]), [q.truth for q in asked]
+        levels = {
+            "encoder's 1-NN": nearest_neighbour(known, labels, held_out, truths),
+            "1-NN, leave one out": leave_one_out(np.concatenate([known, held_out]), [*labels, *truths]),
+        }
+        return [Reference("category", "accuracy", name, level.share) for name, level in levels.items()]
 
 
 def _pooled(cache: FeatureCache, pictures: list[Picture]) -> np.ndarray:
@@ -139,12 +150,28 @@ def quickstart(options: Options, console: Console) -> Outcome:
     Raises:
         OpsinError: an asset cannot be had, or `out` holds something already.
     """
+    _claim(options.out)
+    with ProgressHooks(console) as hooks:
+        return _quickstart(options, hooks, console)
+
+
+def _claim(out: Path) -> None:
+    """Make the run directory; one that holds something is refused with what can be done about it."""
+    if out.exists() and any(out.iterdir()):
+        message = (
+            f"{out}: not empty; choose another directory with --out, or remove it to begin anew "
+            "(with make: make quickstart OUT=runs/another)"
+        )
+        if (out / CHECKPOINTS).is_dir():
+            resume = f"{opsin_command()} train --resume {shlex.quote(str(out))}"
+            message += f". To only finish the training of the run that it holds: {resume}"
+        raise OpsinError(message)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _quickstart(options: Options, hooks: ProgressHooks, console: Console) -> Outcome:
     began = time.perf_counter()
-    if options.out.exists() and any(options.out.iterdir()):
-        raise OpsinError(f"{options.out}: not empty; choose another directory with --out, or remove it")
-    options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    hooks = ProgressHooks(console)
     recipe, dataset = _tiny(options, hooks) if options.tiny else _real(options, hooks, console)
     prepared = time.perf_counter()
     measuring = Measuring(dataset, Tokenizer.load(recipe.model.language.tokenizer_path), hooks)
@@ -173,6 +200,7 @@ def _real(options: Options, hooks: ProgressHooks, console: Console) -> tuple[Rec
     if assets.stamps is not None:
         dataset = build(assets.stamps, folder, SEED, DatasetSize())
     elif assets.easy_vqa is not None:
+        hooks.on_line(EASY_VQA_REPEATS)
         dataset = build_easy_vqa(assets.easy_vqa, folder, SEED, DatasetSize())
     else:
         raise OpsinError("no pictures were fetched")
@@ -211,7 +239,7 @@ def _facts(recipe: Recipe, dataset: Dataset, outcome: Outcome, seconds: float) -
         date=dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         seconds=seconds,
         machine=f"{os.cpu_count()} CPU cores, torch {torch.__version__}",
-        chat=f"opsin chat {outcome.run}",
+        chat=chat_command(outcome.run),
         evaluations=outcome.evaluations,
         image_root=dataset.images,
         references=outcome.references,
@@ -222,5 +250,28 @@ def _facts(recipe: Recipe, dataset: Dataset, outcome: Outcome, seconds: float) -
 def show(outcome: Outcome, console: Console) -> None:
     """What a person sees at the end."""
     console.print(scores_table(outcome.evaluations, outcome.references))
-    console.print(f"report  {outcome.report}", soft_wrap=True)
-    console.print(f"chat    opsin chat {outcome.run}", soft_wrap=True)
+    for name, value in (("report", str(outcome.report)), ("chat", chat_command(outcome.run))):
+        console.print(f"{name:<7} {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def chat_command(run: Path) -> str:
+    """What to type, here and now, to talk with a run's model."""
+    return f"{opsin_command()} chat {shlex.quote(str(run))}"
+
+
+def opsin_command() -> str:
+    """How opsin is started from this folder: by its name where the shell finds it, else by its path."""
+    if shutil.which("opsin") is not None:
+        return "opsin"
+    script = Path(sys.argv[0]).absolute()
+    if script.name != "opsin":  # python -m opsin, or another program that calls it
+        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m opsin"
+    return shlex.quote(_from_here(script))
+
+
+def _from_here(program: Path) -> str:
+    """The path of a program relative to the working directory when it is below it; never a bare name."""
+    if not program.is_relative_to(Path.cwd()):
+        return str(program)
+    relative = program.relative_to(Path.cwd())
+    return str(relative) if len(relative.parts) > 1 else f"./{relative}"

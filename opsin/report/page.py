@@ -139,7 +139,9 @@ SCORE_NOTES = """\
 <p class="soft">▲ above what can be had without looking at the picture (by chance, or with one and the same answer; the
 upright mark on the bar), ≈ no clear difference, ▼ below. The ranges are 95% intervals. Accuracy counts answers that
 equal the truth but for case, spaces and a full stop. CIDEr-D (0 to 10) compares captions by the rare words they share.
-Recall@k: the right caption is among the k that fit a picture best, of all captions in the comparison.</p>"""
+Recall@k: the right caption is among the k that fit a picture best, of all captions in the comparison. The fit is
+calibrated: from each caption's score its mean over the asked pictures is subtracted, since a caption that is likely
+whatever is seen would win otherwise. So these are not the plain R@1 and R@5.</p>"""
 
 
 def _stage(name: str, steps: Sequence[Step]) -> str:

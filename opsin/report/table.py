@@ -13,11 +13,16 @@ STYLES = {"above": "bold green", "near": "", "below": "red"}
 SIGNS = {"above": "▲", "near": "≈", "below": "▼"}
 """Whether a value lies above, near or below its baseline, so that colour is not the only sign."""
 
+CAPTION = (
+    "▲ above the baseline, ≈ the baseline lies in the 95% interval, ▼ below it. Recall is calibrated: each caption's "
+    "mean score over the asked pictures is subtracted, so it is not the plain R@1 or R@5"
+)
+
 
 def scores_table(evaluations: Sequence[Evaluation], references: Sequence[Reference] = ()) -> Table:
     """A row per task and metric, a column per evaluation, then the baseline and the references."""
     extra = list(dict.fromkeys(reference.name for reference in references))
-    table = Table(caption="▲ above the baseline, ≈ the baseline lies in the 95% interval, ▼ below it")
+    table = Table(caption=CAPTION)
     table.add_column("Task")
     for evaluation in evaluations:
         table.add_column(Text(evaluation.name), justify="right")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +14,8 @@ from rich.text import Text
 from opsin.checkpoint.model import load_model
 from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import OpsinError
+from opsin.core.files import expanded
+from opsin.core.terminal import printable
 from opsin.core.types import Picture
 from opsin.model.generate import Sampling
 from opsin.serve.session import Session
@@ -26,8 +27,6 @@ HELP = """\
 /history      show what was said so far
 /help         this list
 /quit         leave (or press Ctrl-D); Ctrl-C stops an answer"""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def run_chat(
@@ -48,21 +47,20 @@ def run_chat(
     Chat(Session(loaded.model, prepare, sampling or Sampling()), console).run(input_fn)
 
 
-def printable(text: str) -> str:
-    """Text without what could steer the terminal: a model, a file name or an error may hold escape sequences."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def typed_path(argument: str) -> Path:
-    """A path as typed: bare, with spaces, in quotes, or with the backslashes that a terminal adds to a dropped file."""
-    bare = Path(argument).expanduser()
+    """A path as typed: bare, with spaces, in quotes, or with the backslashes that a terminal adds to a dropped file.
+
+    Raises:
+        OpsinError: it starts with the `~user` of nobody.
+    """
+    bare = expanded(Path(argument))
     if bare.exists():
         return bare
     try:
         words = shlex.split(argument)
     except ValueError:  # an apostrophe that opens no quotation
         return bare
-    return Path(words[0]).expanduser() if len(words) == 1 else bare
+    return expanded(Path(words[0])) if len(words) == 1 else bare
 
 
 @dataclass

@@ -17,8 +17,10 @@ from rich.console import Console
 from opsin.core.errors import AssetError
 from opsin.quickstart import assets, fetch, tool
 from opsin.quickstart.built import RECORD_FILE, build_once, find_damage
+from opsin.quickstart.dataset import DatasetSize, build_easy_vqa
 from opsin.quickstart.fetch import Pin, fetch_deb, fetch_wheel
 from opsin.quickstart.unpack import extract_deb, extract_wheel, safe_target
+from tests.support.easy_vqa import easy_vqa_wheel
 
 CONTENT = b"the content of a package" * 100
 NAME = "thing-1.0-py3-none-any.whl"
@@ -187,6 +189,19 @@ def test_no_apt_falls_back_and_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert fetched.easy_vqa == tmp_path / "assets" / "_easy_vqa"
     assert "no apt-get on this system" in said(console)
     assert "easy-vqa 1.0 instead" in said(console)
+
+
+def test_the_fallback_pictures_become_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    wheel = easy_vqa_wheel(tmp_path / assets.EASY_VQA.filename)
+    monkeypatch.setenv("OPSIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(assets, "apt_get", lambda: None)
+    monkeypatch.setattr(assets, "fetch_wheel", lambda pin, folder, console: wheel)
+    for builder in ("_language_model", "_encoder"):
+        monkeypatch.setattr(assets, builder, lambda folder, console, name=builder: folder / name)
+    fetched = assets.fetch_all(console)
+    assert fetched.easy_vqa is not None
+    dataset = build_easy_vqa(fetched.easy_vqa, tmp_path / "data", 0, DatasetSize(held_out=4, scenes=4))
+    assert dataset.statistics["align"]["records"] == 4
 
 
 def test_error_is_one_line_and_exit_code_1(

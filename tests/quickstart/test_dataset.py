@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import random
 import re
@@ -18,6 +17,7 @@ from opsin.quickstart.dataset import TINY, Dataset, DatasetSize, build, build_dr
 from opsin.quickstart.split import families, quotas, split, stem_key
 from opsin.quickstart.stamps import read_stamps
 from opsin.synthesize import rules
+from tests.support.easy_vqa import easy_vqa_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,26 +192,6 @@ def test_drawn_data_has_all_tasks(tmp_path: Path) -> None:
     assert not train & held
 
 
-def easy_vqa_wheel(path: Path) -> Path:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), (240, 240, 240)).save(buffer, "PNG")
-    with zipfile.ZipFile(path, "w") as wheel:
-        for part in ("train", "test"):
-            questions: list[list[str | int]] = []
-            for index in range(12):
-                shape, colour = ("circle", "rectangle")[index % 2], ("red", "gray", "yellow")[index % 3]
-                questions += [
-                    ["what is the shape?", shape, index],
-                    [f"what color is the {shape}?", colour, index],
-                    ["is there a circle?", "yes" if shape == "circle" else "no", index],
-                    ["is there a red shape?", "yes" if colour == "red" else "no", index],
-                ]
-                wheel.writestr(f"easy_vqa/data/{part}/images/{index}.png", buffer.getvalue())
-            questions.append(["is there a circle?", "no", 12])
-            wheel.writestr(f"easy_vqa/data/{part}/questions.json", json.dumps(questions))
-    return path
-
-
 def test_easy_vqa_keeps_the_official_split_and_balances(tmp_path: Path) -> None:
     wheel = easy_vqa_wheel(tmp_path / "easy.whl")
     size = DatasetSize(held_out=9, scenes=8)
@@ -226,6 +206,9 @@ def test_easy_vqa_keeps_the_official_split_and_balances(tmp_path: Path) -> None:
     )
     assert all(answers[text, "Yes"] == answers[text, "No"] for text, _ in answers)
     assert dataset.statistics["skipped"][0]["reason"].startswith("1 pictures")
+    labels = {record["image"]: record["conversations"][1]["value"] for record in load(dataset.align)}
+    assert dataset.statistics["labels"].keys() == labels.keys()
+    assert all(labels[image].endswith(f" {shape}.") for image, shape in dataset.statistics["labels"].items())
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "unpacked")
     again = build_easy_vqa(tmp_path / "unpacked", tmp_path / "again", 0, size)

@@ -41,7 +41,10 @@ def test_it_measures_before_between_and_after(made: tuple[Outcome, str]) -> None
         ("caption", "recall@1"),
         ("caption", "recall@5"),
     }
-    assert [(r.task, r.name) for r in outcome.references] == [("category", "encoder's 1-NN")]
+    assert [(r.task, r.name) for r in outcome.references] == [
+        ("category", "encoder's 1-NN"),
+        ("category", "1-NN, leave one out"),
+    ]
     assert "gradient audit passed" in told
     assert f"opsin chat {outcome.run}" in told
 

@@ -236,3 +236,11 @@ def test_terminal_table(facts: RunFacts) -> None:
     text = capture.get()
     for part in ("before", "after instruct", "90.0% ▲", "10.0% ▼", "62.5%", "1.23 ▲", "50.0% always “animals”"):
         assert part in text
+
+
+def test_recall_is_said_to_be_calibrated(html: str, facts: RunFacts) -> None:
+    says = "mean over the asked pictures is subtracted"
+    assert says in " ".join(html.split())
+    assert "not the plain R@1 and R@5" in html
+    caption = str(scores_table(facts.evaluations).caption)
+    assert "mean score over the asked pictures is subtracted, so it is not the plain R@1 or R@5" in caption

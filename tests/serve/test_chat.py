@@ -17,7 +17,7 @@ from opsin.data.example import make_example
 from opsin.data.user_turn import user_turn
 from opsin.model.generate import Sampling
 from opsin.serve import session as serving
-from opsin.serve.chat import Chat, printable, run_chat, typed_path
+from opsin.serve.chat import Chat, run_chat, typed_path
 from opsin.serve.session import Session
 from tests.support.tiny import CONTEXT, tiny_model
 
@@ -245,10 +245,6 @@ def test_sampled_answers_differ_between_turns(session: Session, monkeypatch: pyt
     assert len(set(seeds)) == 2
 
 
-def test_nothing_steers_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x07\tc\n\ud800\x9b") == "a�[2Jb�\tc\n��"
-
-
 @pytest.mark.parametrize("typed", ["{}", "'{}'", '"{}"', "{escaped}"])
 def test_paths_as_people_type_them(typed: str, tmp_path: Path) -> None:
     path = tmp_path / "it is (a) cat.png"
@@ -261,3 +257,9 @@ def test_an_apostrophe_in_a_name_opens_no_quotation(tmp_path: Path) -> None:
     assert typed_path("cat's.png") == Path("cat's.png")
     (tmp_path / "cat's.png").touch()
     assert typed_path(str(tmp_path / "cat's.png")) == tmp_path / "cat's.png"
+
+
+def test_the_home_of_nobody_is_an_error_of_the_message(session: Session) -> None:
+    said = chat(session, "/image ~nosuchuser/x.png", "/image '~nosuchuser/x.png'", "hello")
+    assert "error: ~nosuchuser/x.png: no home folder is known for ~nosuchuser; write the path without it" in said
+    assert len(session.turns) == 2  # the chat went on
