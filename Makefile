@@ -40,8 +40,8 @@ types: $(VENV)/.installed       ## mypy --strict on the package
 assets: $(VENV)/.installed      ## fetch the quick start's assets ahead of time
 	$(BIN)/python -m opsin.quickstart.assets
 
-docs: $(VENV)/.installed        ## run the commands that the documentation shows
-	$(BIN)/python -m pytest -m docs
+docs: $(VENV)/.installed        ## check what the documentation shows: recipes, commands, links
+	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

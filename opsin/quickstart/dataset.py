@@ -1,6 +1,7 @@
 """The data of the quick start, from stamps, from Easy-VQA or drawn: one folder with the same files each time.
 
-`images/`, `align.json` and `instruct.json` (LLaVA JSON), `heldout.json` (questions for evaluation), `statistics.json`.
+`images/`, `align.json`, `instruct-1.json` and `instruct-2.json` (LLaVA JSON), `heldout.json` (questions),
+`statistics.json`.
 The same seed and size give the same bytes.
 """
 
@@ -94,7 +95,9 @@ def _write_views(
             writer.converse("conversation", f"{identity}.name", image, named)
             if index == 0:
                 checks = rules.checking(seen.context, vocabulary, rng)
-                writer.converse("conversation", f"{identity}.check", image, checks)
+                writer.converse("conversation", f"{identity}.check", image, checks, part=2)
+                # Once more, so that the groups are not forgotten over the checks.
+                writer.converse("conversation", f"{identity}.again", image, named, part=2)
             pictures.append(Shown(identity, image, seen.context))
     return pictures
 
@@ -109,7 +112,7 @@ def _write_scenes(
         rng = random.Random(f"{seed}/{identity}")
         scene = compose(plan_scene(index, most, rng), stamps, vocabulary, size.side, rng)
         image = writer.picture(identity, scene.image)
-        writer.converse("conversation", identity, image, rules.counting(scene.context, vocabulary, rng))
+        writer.converse("conversation", identity, image, rules.counting(scene.context, vocabulary, rng), part=2)
         scenes.append(Shown(identity, image, scene.context))
     return scenes
 
@@ -130,7 +133,7 @@ def _write_longer(
         writer.converse("detail", shown.id, shown.image, rules.detail(shown.context, vocabulary, rng))
     about_scenes = size.reasoning * 3 // 4
     for shown in (*_sample(several, about_scenes, rng), *_sample(named, size.reasoning - about_scenes, rng)):
-        writer.converse("reasoning", shown.id, shown.image, rules.reasoning(shown.context, vocabulary, rng))
+        writer.converse("reasoning", shown.id, shown.image, rules.reasoning(shown.context, vocabulary, rng), part=2)
 
 
 def _sample(shown: Sequence[Shown], count: int, rng: random.Random) -> list[Shown]:

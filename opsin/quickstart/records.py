@@ -33,13 +33,13 @@ class DatasetSize:
     """Pictures to evaluate on."""
     views: int = 2
     """Files made of each training picture; the first is plain, the others are mirrored, shifted and tinted."""
-    scenes: int = 400
+    scenes: int = 450
     """Composed training scenes."""
     counting: int = 80
     """Composed evaluation scenes, of held-out pictures."""
     detail: int = 40
     """Detailed descriptions, half of them of scenes."""
-    reasoning: int = 80
+    reasoning: int = 60
     """Questions that combine facts, most of them about scenes."""
     side: int = 224
     """Width and height of the pictures."""
@@ -69,9 +69,13 @@ class Dataset:
         return self.folder / "align.json"
 
     @property
-    def instruct(self) -> Path:
-        """LLaVA JSON of conversations, descriptions and reasoning."""
-        return self.folder / "instruct.json"
+    def instruct(self) -> tuple[Path, Path]:
+        """LLaVA JSON of conversations, descriptions and reasoning, in two parts to be learned one after the other.
+
+        The first names things, the second asks about them: what a picture shows has to be known before "Is this ...?"
+        can be learned from it.
+        """
+        return self.folder / "instruct-1.json", self.folder / "instruct-2.json"
 
     @property
     def held_out(self) -> Path:
@@ -90,7 +94,7 @@ class Writer:
 
     folder: Path
     align: list[dict[str, Any]] = field(default_factory=list)
-    instruct: list[dict[str, Any]] = field(default_factory=list)
+    instruct: tuple[list[dict[str, Any]], list[dict[str, Any]]] = field(default_factory=lambda: ([], []))
     questions: list[dict[str, Any]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     labels: dict[str, str] = field(default_factory=dict)
@@ -119,11 +123,13 @@ class Writer:
         """Add one record to align.json."""
         self.align.append(_llava(identity, image, [(instruction, caption)]))
 
-    def converse(self, kind: Kind, identity: str, image: str, exchanges: Sequence[Exchange]) -> None:
-        """Add one record to instruct.json; without exchanges there is nothing to add."""
+    def converse(
+        self, kind: Kind, identity: str, image: str, exchanges: Sequence[Exchange], *, part: Literal[1, 2] = 1
+    ) -> None:
+        """Add one record to a part of the instructions, 1 or 2; without exchanges there is nothing to add."""
         if exchanges:
             turns = [(exchange.question, exchange.answer) for exchange in exchanges]
-            self.instruct.append(_llava(f"{identity}#{kind}", image, turns))
+            self.instruct[part - 1].append(_llava(f"{identity}#{kind}", image, turns))
             self.kinds[kind] += 1
 
     def ask(self, task: Task, identity: str, image: str, exchange: Exchange, choices: Sequence[str] = ()) -> None:
@@ -142,16 +148,17 @@ class Writer:
             "labels": self.labels,
             "align": {"records": len(self.align), "estimated_tokens": _tokens(self.align)},
             "instruct": {
-                "records": len(self.instruct),
+                "records": sum(map(len, self.instruct)),
                 "kinds": dict(sorted(self.kinds.items())),
-                "estimated_tokens": _tokens(self.instruct),
+                "estimated_tokens": sum(map(_tokens, self.instruct)),
             },
             "heldout": dict(sorted(Counter(record["task"] for record in self.questions).items())),
             "skipped": [asdict(skip) for skip in skipped],
         }
         dataset = Dataset(self.folder, statistics)
         write_json(dataset.align, self.align)
-        write_json(dataset.instruct, self.instruct)
+        for path, part in zip(dataset.instruct, self.instruct, strict=True):
+            write_json(path, part)
         write_json(dataset.held_out, self.questions)
         write_json(self.folder / "statistics.json", statistics)
         return dataset

@@ -48,8 +48,11 @@ TINY_OVERRIDES = (
     "name=quickstart-tiny",
     "model.resolution.size=64",
     "model.connector.side=2",
-    "stages.0.batch_tokens=512",
-    "stages.1.train.language.lora=null",
+    "stages.0.epochs=20",
+    "stages.1.batch_tokens=256",
+    "stages.1.epochs=12",
+    "stages.1.train.connector.lr=3e-3",
+    "stages.1.train.language={lr: 3e-3}",
 )
 
 

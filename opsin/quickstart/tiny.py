@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from opsin.core.files import write_json
 from opsin.model.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
@@ -48,6 +49,7 @@ def write_tiny_backbones(folder: Path, dataset: Dataset) -> Backbones:
         eos_token_id=2,
         pad_token_id=0,
     )
+    logging.disable_progress_bar()
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(backbones.language)
     write_json(backbones.encoder / "config.json", {"variant": VARIANT})
     network = EfficientNetLite(EfficientNetLiteConfig(variant=VARIANT))
@@ -59,7 +61,7 @@ def _write_tokenizer(folder: Path, dataset: Dataset) -> int:
     """A byte-level BPE tokenizer; returns the size of its vocabulary."""
     texts = [
         turn["value"]
-        for path in (dataset.align, dataset.instruct)
+        for path in (dataset.align, *dataset.instruct)
         for record in json.loads(path.read_text(encoding="utf-8"))
         for turn in record["conversations"]
     ]

@@ -6,11 +6,11 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opsin.checkpoint.prepare import preparation
-from opsin.core.errors import DataError, OpsinError, TrainError
-from opsin.core.types import Example
+from opsin.core.errors import DataError, OpsinError
+from opsin.core.types import Conversation, Example
 from opsin.data.example import Preparation, make_example
 from opsin.data.plan import Pack, plan_epoch
 from opsin.data.sources import read_conversations
@@ -21,9 +21,10 @@ from opsin.train.recipe import Stage
 
 @dataclass(frozen=True)
 class StageData:
-    """Examples of a stage and what was counted while reading them."""
+    """Examples of a stage, how many came from each of its files, and what was counted while reading them."""
 
     examples: tuple[Example, ...]
+    sizes: tuple[int, ...]
     preparation: Preparation
     counts: Counter[str]
 
@@ -36,40 +37,64 @@ def read_stage(stage: Stage, config: ModelConfig, tokenizer: Tokenizer) -> Stage
     """
     prepare = preparation(config, tokenizer, stage.template)
     context = int(config.language.facts.get("max_position_embeddings", sys.maxsize))
-    conversations, counts = read_conversations(stage.data)
-    examples, problems = [], []
-    for conversation in conversations:
+    examples: list[Example] = []
+    sizes: list[int] = []
+    counts: Counter[str] = Counter()
+    problems: list[str] = []
+    for source in stage.data:
         try:
-            example = make_example(conversation, prepare)
-            if example.num_tokens > context:
-                problems.append(
-                    f"{example.where}: ({example.id}) {example.num_tokens} tokens, more than the language model's "
-                    f"context of {context}; shorten or split the sample"
-                )
-            examples.append(example)
-        except OpsinError as error:
-            problems.append(str(error))
+            conversations, counted = read_conversations([source])
+            counts += counted
+        except DataError as error:
+            problems += error.problems
+            continue
+        made = [_checked(conversation, prepare, context, problems) for conversation in conversations]
+        examples += [example for example in made if example is not None]
+        sizes.append(len(made))
     if problems:
         raise DataError(problems)
     if not examples:
         raise DataError([f"stage {stage.name!r}: its files hold no samples"])
-    return StageData(tuple(examples), prepare, counts)
+    return StageData(tuple(examples), tuple(sizes), prepare, counts)
 
 
-def plan_steps(examples: Sequence[Example], stage: Stage, seed: int) -> list[tuple[Pack, ...]]:
-    """The packs of every optimiser step of a stage, in order: a pure function of the examples, the stage and the seed.
+def _checked(conversation: Conversation, prepare: Preparation, context: int, problems: list[str]) -> Example | None:
+    """The example, or None and one more problem."""
+    try:
+        example = make_example(conversation, prepare)
+    except OpsinError as error:
+        problems.append(str(error))
+        return None
+    if example.num_tokens <= context:
+        return example
+    problems.append(
+        f"{example.where}: ({example.id}) {example.num_tokens} tokens, more than the language model's "
+        f"context of {context}; shorten or split the sample"
+    )
+    return None
+
+
+def plan_steps(data: StageData, stage: Stage, seed: int) -> list[tuple[Pack, ...]]:
+    """The packs of every optimiser step of a stage, in order: a pure function of the data, the stage and the seed.
 
     Raises:
-        TrainError: fewer packs than one step takes.
+        DataError: a sample is longer than a pack.
     """
+    sizes = data.sizes if stage.order == "as_listed" else (len(data.examples),)
+    packs: list[Pack] = []
+    first = 0
+    for size in sizes:
+        packs += _plan_file(data.examples[first : first + size], first, stage, seed)
+        first += size
+    # The last, smaller step counts too: no sample is dropped, and the loss is normalised by the step's own tokens.
+    return [tuple(packs[i : i + stage.packs_per_step]) for i in range(0, len(packs), stage.packs_per_step)]
+
+
+def _plan_file(examples: Sequence[Example], first: int, stage: Stage, seed: int) -> list[Pack]:
+    """All epochs of some consecutive examples, the first of which has index `first`."""
     packs: list[Pack] = []
     for epoch in range(math.ceil(stage.epochs)):
         plan = plan_epoch(examples, stage.batch_tokens, seed=seed, epoch=epoch)
         share = min(1.0, stage.epochs - epoch)
         packs += plan.packs[: math.ceil(share * len(plan.packs))]
-    size = stage.packs_per_step
-    # The last, smaller step counts too: no sample is dropped, and the loss is normalised by the step's own tokens.
-    steps = [tuple(packs[i : i + size]) for i in range(0, len(packs), size)]
-    if not steps:
-        raise TrainError(f"stage {stage.name!r}: nothing to train on")
-    return steps
+    return [replace(pack, samples=tuple(first + i for i in pack.samples)) for pack in packs]

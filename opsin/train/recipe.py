@@ -64,6 +64,9 @@ class Stage(Value):
     train: Trained
     template: Template | None = Field(None, description="chat template of this stage; by default the model's")
     epochs: float = Field(1.0, gt=0, le=1000)
+    order: Literal["shuffled", "as_listed"] = Field(
+        "shuffled", description="as_listed: all epochs of a data file before the next one's, shuffled within each"
+    )
     batch_tokens: int = Field(2048, ge=16, description="tokens of one pack")
     packs_per_step: int = Field(1, ge=1, description="packs whose gradients are summed before a step")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")

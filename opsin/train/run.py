@@ -145,7 +145,7 @@ def _read_work(recipe: Recipe, first: int) -> Work:
             require_peft()
         try:
             data[index] = read_stage(stage, recipe.model, tokenizer)
-            steps[index] = plan_steps(data[index].examples, stage, recipe.seed)
+            steps[index] = plan_steps(data[index], stage, recipe.seed)
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:

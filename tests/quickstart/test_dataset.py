@@ -41,7 +41,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def training_records(dataset: Dataset) -> list[dict[str, Any]]:
-    return [*load(dataset.align), *load(dataset.instruct)]
+    return [record for path in (dataset.align, *dataset.instruct) for record in load(path)]
 
 
 def test_records_are_llava_json(dataset: Dataset) -> None:
@@ -55,7 +55,7 @@ def test_records_are_llava_json(dataset: Dataset) -> None:
         assert [("<image>" in turn["value"]) for turn in turns] == [True] + [False] * (len(turns) - 1)
         assert turns[0]["value"].startswith("<image>\n")
         assert all(turn["value"].strip() for turn in turns)
-    for path in (dataset.align, dataset.instruct, dataset.held_out):
+    for path in (dataset.align, *dataset.instruct, dataset.held_out):
         ids = [record["id"] for record in load(path)]
         assert len(set(ids)) == len(ids)
 
@@ -64,7 +64,7 @@ def test_statistics_agree_with_the_files(dataset: Dataset) -> None:
     statistics = json.loads((dataset.folder / "statistics.json").read_text(encoding="utf-8"))
     assert statistics == dataset.statistics
     assert statistics["align"]["records"] == len(load(dataset.align))
-    assert sum(statistics["instruct"]["kinds"].values()) == len(load(dataset.instruct))
+    assert sum(statistics["instruct"]["kinds"].values()) == sum(len(load(path)) for path in dataset.instruct)
     assert set(statistics["instruct"]["kinds"]) == {"conversation", "detail", "reasoning"}
     assert statistics["heldout"] == Counter(record["task"] for record in load(dataset.held_out))
     assert statistics["pictures"] == len(list(dataset.images.iterdir()))

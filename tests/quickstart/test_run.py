@@ -7,11 +7,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
+
 from opsin.checkpoint.model import load_model
 from opsin.core.errors import OpsinError
 from opsin.quickstart.run import Options, Outcome, quickstart, show
 from opsin.serve.chat import run_chat
-from rich.console import Console
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,7 +29,7 @@ def loop_of(folder: Path, precision: str = "fp32", data: dict[str, int] | None =
     store_parts(model, [stage], precision)
     prepare_parts(model, stage)
     samples = read_stage(stage, model.config, prepare.tokenizer)
-    return StageLoop(model, stage, samples, plan_steps(samples.examples, stage, 0), build_optimiser(model, stage))
+    return StageLoop(model, stage, samples, plan_steps(samples, stage, 0), build_optimiser(model, stage))
 
 
 def first_gradients(loop: StageLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, torch.Tensor]]:
