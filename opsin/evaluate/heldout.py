@@ -27,8 +27,8 @@ from opsin.model.vlm import Vlm
 from opsin.report.scores import Metric, Prediction, Score, Scores
 from opsin.text.tokenizer import Tokenizer
 
-ANSWER_TOKENS = 8
-CAPTION_TOKENS = 24
+ANSWER_TOKENS = 6
+CAPTION_TOKENS = 16
 CAPTION: Task = "caption"
 
 Progress = Callable[[int, int], None]
