@@ -112,6 +112,8 @@ def _write_scenes(
         rng = random.Random(f"{seed}/{identity}")
         scene = compose(plan_scene(index, most, rng), stamps, vocabulary, size.side, rng)
         image = writer.picture(identity, scene.image)
+        if index % 3 != 2:
+            writer.converse("conversation", f"{identity}.total", image, rules.totalling(scene.context))
         writer.converse("conversation", identity, image, rules.counting(scene.context, vocabulary, rng), part=2)
         scenes.append(Shown(identity, image, scene.context))
     return scenes

@@ -37,7 +37,7 @@ class DatasetSize:
     """Composed training scenes."""
     counting: int = 80
     """Composed evaluation scenes, of held-out pictures."""
-    detail: int = 40
+    detail: int = 30
     """Detailed descriptions, half of them of scenes."""
     reasoning: int = 60
     """Questions that combine facts, most of them about scenes."""

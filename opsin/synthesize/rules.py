@@ -99,20 +99,26 @@ def checking(context: Context, vocabulary: Vocabulary, rng: random.Random) -> tu
     checks: dict[str, bool] = {}
     for _ in range(GROUP_CHECKS):
         asked, true = _present_or_absent(thing, context, vocabulary, rng)
-        checks[asked.group] = true
-    exchanges = [Exchange(group_check(group), YES_NO[true]) for group, true in checks.items()]
+        question = group_check(asked.group)
+        # The thing's own group is drawn half of the time: asked again, it is asked in other words.
+        checks[question if question not in checks else _noun_check(asked, vocabulary, rng)] = true
     asked, true = _present_or_absent(thing, context, vocabulary, rng)
-    name = _by_noun_or_name(asked, vocabulary, rng)
-    if name and not is_plural(name):
-        exchanges.append(Exchange(f"Is this {name}?", YES_NO[true]))
-    return tuple(exchanges)
+    checks[_noun_check(asked, vocabulary, rng)] = true
+    return tuple(Exchange(question, YES_NO[true]) for question, true in checks.items() if question)
+
+
+def totalling(context: Context) -> tuple[Exchange, ...]:
+    """How many things there are, and no more."""
+    return (Exchange(TOTAL_QUESTION, str(len(context.things))),)
 
 
 def counting(context: Context, vocabulary: Vocabulary, rng: random.Random) -> tuple[Exchange, ...]:
     """How many, whether, and where: questions about a picture of several things, in random order."""
     exchanges = [Exchange(TOTAL_QUESTION, str(len(context.things)))]
     exchanges.extend(_group_count(context, vocabulary, rng))
-    exchanges.extend(rng.choice([_presence(context, vocabulary, rng), _position(context, rng)]))
+    # A third of the pictures ask for more than numbers: every further question takes the place of another picture.
+    if rng.random() < 1 / 3:
+        exchanges.extend(rng.choice([_presence(context, vocabulary, rng), _position(context, rng)]))
     rng.shuffle(exchanges)
     return tuple(exchanges)
 
@@ -166,6 +172,12 @@ def _present_or_absent(
     """A thing to ask about, and whether it is there: a fair coin, as long as something is known to be absent."""
     other = vocabulary.draw_absent(context, rng)
     return (present, True) if other is None or rng.random() < 0.5 else (other, False)
+
+
+def _noun_check(asked: Thing, vocabulary: Vocabulary, rng: random.Random) -> str:
+    """ "Is this an animal?"; empty if the thing cannot be asked about so."""
+    name = _by_noun_or_name(asked, vocabulary, rng)
+    return f"Is this {name}?" if name and not is_plural(name) else ""
 
 
 def _by_noun_or_name(thing: Thing, vocabulary: Vocabulary, rng: random.Random) -> str:

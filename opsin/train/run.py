@@ -21,7 +21,6 @@ from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_m
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
 from opsin.core.errors import DataError, TrainError
 from opsin.core.files import write_json
-from opsin.core.memory import keep_freed_memory
 from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
 from opsin.model.lora import merge_lora, require_peft
@@ -72,7 +71,6 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
         OpsinError: anything about data, model or files that makes the run impossible.
     """
     hooks = hooks or Hooks()
-    keep_freed_memory()
     if candidates(out / CHECKPOINTS):
         raise TrainError(f"{out}: holds a run already; resume it with --resume {out}, or choose another directory")
     work = _read_work(recipe, 0)
@@ -95,7 +93,6 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
         CheckpointError: no checkpoint is whole.
     """
     hooks = hooks or Hooks()
-    keep_freed_memory()
     recipe = read_record(out)
     folder, skipped = newest_whole(out / CHECKPOINTS)
     for line in skipped:
