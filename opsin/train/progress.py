@@ -53,7 +53,7 @@ class ProgressHooks:
 
     def on_line(self, line: str) -> None:
         """Print one line above any bar."""
-        self.console.print(printable(line), markup=False, highlight=False)
+        self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def on_features(self, done: int, total: int) -> None:
         """Progress of the feature cache."""
