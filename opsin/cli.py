@@ -123,7 +123,7 @@ def train(
 ) -> None:
     """Train a recipe's stages, or go on with a run."""
     if (recipe is None) == (resume is None):
-        raise OpsinError("give a recipe to train, or --resume RUN to go on with one")
+        raise OpsinError("give a recipe to train, or --resume RUN to go on with one, not both")
     if resume is not None:
         if overrides or out is not None:
             raise OpsinError("--resume goes on with the run as it is: no overrides and no --out")

@@ -39,7 +39,7 @@ def gallery(evaluations: Sequence[Evaluation], image_root: Path) -> str:
 
 
 def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
-    """As many of every task, evenly spaced, tasks taking turns; a picture twice only where nothing else is left."""
+    """As many of every task, spread over the file, tasks taking turns; a picture twice only where nothing else is left."""
     tasks = list(dict.fromkeys(prediction.task for prediction in predictions))
     lists = [[p for p in predictions if p.task == task] for task in tasks]
     quota = -(-count // len(tasks))
@@ -47,7 +47,8 @@ def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
     used: set[str] = set()
     for turn in range(quota):
         for own in lists:
-            start = turn * len(own) // quota
+            # Questions can alternate (yes, no, yes, no): an even stride alone would show one kind only.
+            start = turn * len(own) // quota + turn % 2
             candidates = [p for p in (*own[start:], *own[:start]) if p not in chosen]
             fresh = [p for p in candidates if p.image not in used] or candidates
             if fresh and len(chosen) < count:
