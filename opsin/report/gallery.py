@@ -39,7 +39,7 @@ def gallery(evaluations: Sequence[Evaluation], image_root: Path) -> str:
 
 
 def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
-    """As many of every task, spread over the file, tasks taking turns; a picture twice only where nothing else is left."""
+    """As many of every task, spread over the file, in turns; a picture twice only where nothing else is left."""
     tasks = list(dict.fromkeys(prediction.task for prediction in predictions))
     lists = [[p for p in predictions if p.task == task] for task in tasks]
     quota = -(-count // len(tasks))
