@@ -37,13 +37,8 @@ class Loaded:
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """The module's tensors by name, each storage once (a tied head is left out)."""
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in module.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            state[name] = tensor.detach().contiguous()
-    return state
+    tied = _tied(module)
+    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items() if name not in tied}
 
 
 def write_model(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[PartName, Lora]) -> None:

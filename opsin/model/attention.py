@@ -92,7 +92,9 @@ def _two_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | 
         scores = torch.bmm(stacked, keys.transpose(1, 2)) * scale
     else:
         bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
-        bias = bias.expand(rows, groups, tokens, -1).repeat(1, 1, heads // groups, 1).flatten(0, 1)
+        bias = bias[:, 0].repeat(1, heads // groups, 1)
+        if len(bias) > 1:  # one mask for each row; a single one is broadcast without being copied
+            bias = bias.repeat_interleave(groups, dim=0)
         scores = torch.baddbmm(bias, stacked, keys.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(dim=-1), values).view(rows, heads, tokens, width)
 

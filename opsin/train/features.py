@@ -36,8 +36,7 @@ def encoder_digest(model: Vlm) -> str:
     facts["precision"] = model.precision
     parts = [json.dumps(facts, sort_keys=True)]
     for name, tensor in sorted(model.encoder.state_dict().items()):
-        # bfloat16 has no numpy twin; its bytes as integers do.
-        parts.append(f"{name} {sha256_bytes(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())}")
+        parts.append(f"{name} {_tensor_digest(tensor)}")
     return sha256_bytes("\n".join(parts).encode())
 
 
@@ -86,9 +85,7 @@ class FeatureCache:
             on_line(f"{error}; computing the features again")
             self.path.unlink()
 
-    def add(
-        self, pictures: Iterable[Picture], on_progress: Callable[[int, int], None] = lambda _done, _all: None
-    ) -> int:
+    def add(self, pictures: Iterable[Picture], on_progress: Progress = lambda _done, _all: None) -> int:
         """Compute what is not there yet and save; returns how many pictures were computed."""
         missing: dict[str, Picture] = {}
         for picture in pictures:
@@ -124,4 +121,5 @@ class FeatureCache:
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    return sha256_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    # bfloat16 has no numpy twin; its bytes do.
+    return sha256_bytes(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -56,11 +56,10 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: `step` steps of stage `stage` are taken; `done` says that the stage is complete."""
+    """How far a run is: `step` steps of stage `stage` are taken."""
 
     stage: int
     step: int
-    done: bool
 
 
 def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
@@ -82,7 +81,7 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
     model.precision = recipe.precision
     store_parts(model, recipe.stages, recipe.precision)
     hooks.before_stages(model)
-    return _stages(work, out, model, Position(0, 0, done=False), None, hooks)
+    return _stages(work, out, model, Position(0, 0), None, hooks)
 
 
 def resume(out: Path, hooks: Hooks | None = None) -> Path:
@@ -98,17 +97,15 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
     for line in skipped:
         hooks.on_line(line)
     meta = json.loads((folder / "train.json").read_text(encoding="utf-8"))
-    position = Position(meta["stage"], meta["step"], done=meta["done"])
-    work = _read_work(recipe, position.stage)
-    described = read_config(folder)
-    model = Vlm(described.config, weights=False).to(_device(recipe))
-    model.precision = recipe.precision
-    if position.done:
-        fill_model(model, folder)
-        position = Position(position.stage + 1, 0, done=False)
+    position = Position(meta["stage"] + 1, 0) if meta["done"] else Position(meta["stage"], meta["step"])
     if position.stage >= len(recipe.stages):
         hooks.on_line(f"{out}: all {len(recipe.stages)} stages are complete; nothing to do")
-        return newest_whole(out / CHECKPOINTS)[0]
+        return folder
+    work = _read_work(recipe, position.stage)
+    model = Vlm(read_config(folder).config, weights=False).to(_device(recipe))
+    model.precision = recipe.precision
+    if position.step == 0:
+        fill_model(model, folder)
     stage = recipe.stages[position.stage]
     hooks.on_line(f"resuming at stage {stage.name!r}, step {position.step + 1}")
     forget_metrics(out, recipe, position.stage, position.step)
