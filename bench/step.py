@@ -64,7 +64,7 @@ def make_step(decoder: Decoder, tokens: int, kind: str) -> tuple[Callable[[], No
         with torch.autocast("cpu", torch.bfloat16):
             embeddings_TD = decoder.embed(ids_T) + visual_TD.to(torch.bfloat16)
             attend = PackedAttention.plan(lengths, ids_T.device)
-            hidden_TD = decoder(embeddings_TD[None], positions_T[None], attend)[0]
+            hidden_TD = decoder(embeddings_TD[None], positions_T[None, None], attend)[0]
             loss = supervised_loss(hidden_TD, decoder.head_weight, targets_T)
         (loss / tokens).backward()
         for parameter in decoder.parameters():

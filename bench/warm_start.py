@@ -39,21 +39,21 @@ def main() -> None:
     recipe = read_record(run)
     stage = recipe.stages[0]
     assert stage.warm_start is not None, "the recipe's first stage has no warm start"
-    tokenizer = Tokenizer.load(recipe.model.language.tokenizer_path)
+    tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
     for warm in (False, True):
         torch.manual_seed(recipe.seed)
-        model = Vlm(recipe.model)
+        model = Vlm(recipe.composition)
         model.precision = recipe.precision
         store_parts(model, recipe.stages, recipe.precision)
         prepare_parts(model, stage)
-        data = read_stage(stage, recipe.model, tokenizer)
+        data = read_stage(stage, recipe.composition, tokenizer)
         cache = FeatureCache(model, data.preparation)
         cache.load()
         asked = [
             q for q in read_questions(run / "data" / "heldout.json", run / "data" / "images") if q.task == "caption"
         ]
         examples = [make_example(question.answered(), data.preparation) for question in asked]
-        cache.add(picture for example in (*data.examples, *examples) for picture in example.pictures)
+        cache.add(pair for example in (*data.examples, *examples) for pair in example.seen)
         held_out = collate(examples, data.preparation, cache)
         loop = StageLoop(model, stage, data, plan_steps(data, stage, recipe.seed), build_optimiser(model, stage), cache)
         began = time.perf_counter()
@@ -62,11 +62,12 @@ def main() -> None:
         warmed = time.perf_counter() - began
         while loop.step < len(loop.steps):
             loop.take_step()
-        assert held_out.features_GPC is not None
         with torch.no_grad():
             count = int((held_out.targets_T != IGNORE_INDEX).sum())
             own = loop.loss(held_out).item() / count
-            exchanged = [dataclasses.replace(held_out, features_GPC=held_out.features_GPC.roll(k, 0)) for k in SHIFTS]
+            shifted = [examples[k:] + examples[:k] for k in SHIFTS]
+            others_seen = [cache.get([pair for example in rolled for pair in example.seen]) for rolled in shifted]
+            exchanged = [dataclasses.replace(held_out, features_PC=features_PC) for features_PC in others_seen]
             others = sum(loop.loss(batch).item() for batch in exchanged) / len(SHIFTS) / count
         print(
             f"warm start {'on ' if warm else 'off'}: {own:.2f} nats a token, {others - own:+.2f} with another picture; "

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from opsin.checkpoint.filling import check_filled, fill, misfits, refuse, shapes_of, weightless
+from opsin.checkpoint.shards import Weights
 from opsin.checkpoint.store import newest_whole, verify
 from opsin.core.errors import CheckpointError
 from opsin.core.files import write_json
@@ -138,11 +140,15 @@ def load_model(path: Path) -> Loaded:
     folder = find_checkpoint(path)
     meta = verify(folder)
     described = read_config(folder)
-    model = Vlm(described.config, weights=False)
+    with weightless():
+        model = Vlm(described.config, weights=False)
+        for part, lora in described.lora.items():
+            add_lora(model.part(part), lora)
     model.precision = described.precision
-    for part, lora in described.lora.items():
-        add_lora(model.part(part), lora)
-    fill_model(model, folder)
+    weights = Weights([folder / "model.safetensors"])
+    refuse(folder, misfits(shapes_of(model), {name: stored.shape for name, stored in weights.stored.items()}))
+    fill(model, weights.read(weights.stored))
+    check_filled(model)
     for part in described.lora:
         merge_lora(model.part(part))
     model.requires_grad_(requires_grad=False).eval()

@@ -17,6 +17,8 @@ def preparation(config: ModelConfig, tokenizer: Tokenizer, template: Template | 
         tokenizer=tokenizer,
         template=template or config.template,
         plan_layout=config.layout,
+        positions=config.positions,
+        spliced=config.spliced,
         resolution=config.resolution,
         mean=config.encoder.mean,
     )

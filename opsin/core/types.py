@@ -4,8 +4,10 @@ Shape legend (suffixes of array and tensor names, one for the whole project)::
 
     T  packed tokens (all documents of a batch, one after the other, no padding)
     S  supervised tokens          N  visual tokens, after the connector
-    P  patches, before it         G  pictures of a batch
+    P  patches, before it         M  maps (grids of patches) of a batch
     C  vision width               D  language width
+    A  axes of positions: 1, or 3 (time, height, width)
+    X  bytes of pixels            G  pictures and clips of a batch
     H  heads                      V  vocabulary
     B  rows of a generation batch L  length of one row's cache
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:  # torch and numpy are imported by the verbs, not by the nouns
     from torch import Tensor
 
 Role = Literal["system", "user", "assistant"]
-PictureRole = Literal["single", "multi"]
+MediumRole = Literal["single", "multi", "video"]
+"""What a medium is in its conversation: the only picture, one of several pictures, or a clip."""
 
 IGNORE_INDEX = -100
 """Target of a position that is not learned (the value PyTorch's cross entropy ignores)."""
@@ -54,7 +57,24 @@ class Picture:
         return str(self.path) if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
 
-Part = str | Picture
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A reference to a video: the pictures of its frames in order, all of one size (checked when they are opened)."""
+
+    frames: tuple[Picture, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise ValueError("a Clip needs at least one frame")
+
+    @property
+    def name(self) -> str:
+        """What to call the clip in messages."""
+        return f"{self.frames[0].name} and {len(self.frames) - 1} more frames"
+
+
+Medium = Picture | Clip
+Part = str | Medium
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +94,14 @@ class Conversation:
     where: str = ""
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """All pictures, in reading order."""
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Picture))
+    def media(self) -> tuple[Medium, ...]:
+        """All pictures and clips, in reading order."""
+        return tuple(p for turn in self.turns for p in turn.parts if not isinstance(p, str))
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Patches that attend to each other in the encoder: `t` frames of `h` x `w`."""
+    """What the encoder sees: `t` maps of `h` x `w` patches. Patches attend to each other inside a map, never across."""
 
     t: int
     h: int
@@ -93,51 +113,82 @@ class Grid:
         return self.t * self.h * self.w
 
 
+Pool = Literal["bilinear", "average", "max"]
+"""How a map of tokens is made smaller."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What the language model sees of a grid: `t` maps of `rows` x `cols`, `newline` more a row, `tail` at the end."""
+    """What the language model sees: `t` maps of `rows` x `cols` tokens, `newline` more a row, `tail` at the end.
+
+    How it comes out of the connector: each of its maps is a mosaic of `tiles` (rows, columns) of the connector's maps,
+    taken in raster order; `kept` (rows, columns) are cut from the mosaic's middle; those are resized to `rows` x `cols`
+    by `pool` where that is another size.
+    """
 
     t: int
     rows: int
     cols: int
     newline: int = 0
     tail: int = 0
+    tiles: tuple[int, int] = (1, 1)
+    kept: tuple[int, int] | None = None
+    pool: Pool = "bilinear"
 
     @property
     def tokens(self) -> int:
         """Sequence positions of the block."""
         return self.t * self.rows * (self.cols + self.newline) + self.tail
 
+    @property
+    def maps(self) -> int:
+        """Maps of the connector that the block is made of."""
+        return self.t * self.tiles[0] * self.tiles[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Geometry as a value: decided once per picture from its size and role, read by everything downstream.
+    """Geometry as a value: decided once per picture or clip from its size and role, read by everything downstream.
 
-    `source` and `canvas` are (height, width) in pixels: of the picture, and of what the encoder is given.
+    - `source`, `canvas`: (height, width) in pixels, of the medium and of each of the `frames` the encoder is given
+      (the tiles of a picture, the frames of a clip; a medium's pixels are uint8 (frames, 3, *canvas))
+    - `grid`: the encoder's maps, `shape`: tokens (rows, columns) that the connector makes of each of them
+    - `blocks`: the tokens in their order; together they take all maps of the grid, in order
+    - `role`: what the medium was planned as
     """
 
     source: tuple[int, int]
     canvas: tuple[int, int]
-    grids: tuple[Grid, ...]
+    frames: int
+    grid: Grid
+    shape: tuple[int, int]
     blocks: tuple[Block, ...]
+    role: MediumRole = "single"
 
     @property
     def tokens(self) -> int:
-        """Sequence positions that stand for the picture."""
+        """Sequence positions that stand for the medium."""
         return sum(block.tokens for block in self.blocks)
 
     @property
     def patches(self) -> int:
-        """Encoder patches that the picture costs."""
-        return sum(grid.patches for grid in self.grids)
+        """Encoder patches that the medium costs."""
+        return self.grid.patches
+
+    @property
+    def bytes(self) -> int:
+        """Size of the medium's pixels, one byte per colour."""
+        return self.frames * 3 * self.canvas[0] * self.canvas[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One conversation as numbers, pixels still unopened.
 
-    `tokens_T` int64, `supervised_T` bool (this token is learned), `visual_T` bool (a visual token goes here;
-    the id there is `PLACEHOLDER_ID`). `visual_T` has exactly `sum(layout.tokens)` true entries, in picture order.
+    - `tokens_T` int64, `supervised_T` bool (this token is learned), `positions_AT` int64
+    - `visual_T` bool: a visual token goes here, the id there is `PLACEHOLDER_ID`. It has `sum(layout.tokens)` true
+      entries, in the media's order; none where the model looks at pictures by cross-attention
+    - `places`: for every medium, how many tokens come before it
     """
 
     id: str
@@ -145,8 +196,15 @@ class Example:
     tokens_T: np.ndarray
     supervised_T: np.ndarray
     visual_T: np.ndarray
-    pictures: tuple[Picture, ...]
+    positions_AT: np.ndarray
+    media: tuple[Medium, ...]
     layouts: tuple[Layout, ...]
+    places: tuple[int, ...]
+
+    @property
+    def seen(self) -> tuple[tuple[Medium, Layout], ...]:
+        """Every medium with its layout."""
+        return tuple(zip(self.media, self.layouts, strict=True))
 
     @property
     def num_tokens(self) -> int:
@@ -163,23 +221,27 @@ class Example:
 class Batch:
     """One flat pack of whole documents: no batch axis, no padding, no attention mask.
 
-    - `tokens_T` int64, `positions_T` int64 (restarting at 0 in every document)
+    - `tokens_T` int64; `positions_AT` int64 (from 0 in every document), with 1 axis, or 3 for M-RoPE
     - `targets_T` int64: the id that position must predict, `IGNORE_INDEX` where nothing is learned
     - `lengths`: tokens per document; they sum to T
-    - `visual_N` int64: positions in `tokens_T` that visual tokens take, in picture order
-    - `pixels` uint8 (G, 3, height, width), or None when there is no picture or `features_GPC` is given
-    - `features_GPC`: cached output of a frozen encoder, in place of `pixels`
+    - `layouts`: of all media, in reading order, document by document
+    - `visual_N` int64: positions in `tokens_T` that visual tokens take, in the media's order (empty: cross-attention)
+    - `seen_T` int64: which medium of the batch each token may look at by cross-attention, the latest of its document
+      at or before it; -1 for none
+    - `pixels_X` uint8: the media's pixels one after the other, or None when there are none or `features_PC` is given
+    - `features_PC`: cached output of a frozen encoder, in place of `pixels_X`
     """
 
     tokens_T: Tensor
     targets_T: Tensor
-    positions_T: Tensor
+    positions_AT: Tensor
     lengths: tuple[int, ...]
     visual_N: Tensor
+    seen_T: Tensor
     layouts: tuple[Layout, ...]
     ids: tuple[str, ...]
-    pixels: Tensor | None = None
-    features_GPC: Tensor | None = None
+    pixels_X: Tensor | None = None
+    features_PC: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Conversation -> Example: the rendered ids with every picture's visual positions opened up between them.
+"""Conversation -> Example: the rendered ids with every medium's visual positions opened up between them.
 
 `Preparation` is what data needs to know of a model. Training, evaluation and chat all build examples here, so a prompt
 cannot differ between them.
@@ -6,62 +6,110 @@ cannot differ between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from opsin.core.errors import OpsinError
-from opsin.core.types import PLACEHOLDER_ID, Conversation, Example, Layout, PictureRole
+from opsin.core.errors import OpsinError, PictureError
+from opsin.core.types import PLACEHOLDER_ID, Clip, Conversation, Example, Layout, Medium, MediumRole
 from opsin.text.render import render
-from opsin.text.templates import Template
+from opsin.text.templates import Template, sample_name
 from opsin.text.tokenizer import Tokenizer
-from opsin.vision.picture import picture_size
+from opsin.vision.picture import PictureSize, picture_size
+from opsin.vision.positions import Positions
 from opsin.vision.resolution import Colour, Resolution
 
-PlanLayout = Callable[[int, int, PictureRole], Layout]
-"""(height, width, role) -> Layout, for one model."""
+PlanLayout = Callable[[int, int, MediumRole, int], Layout]
+"""(height, width, role, frames) -> Layout, for one model."""
+
+Seen = tuple[Medium, Layout]
+"""A medium with the layout that it has in its conversation."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How one model's inputs are prepared: tokenizer, template, geometry and pixels."""
+    """How one model's inputs are prepared: tokenizer, template, geometry, positions and pixels.
+
+    `spliced` is false where the model looks at pictures by cross-attention, so that they take no place in the text.
+    """
 
     tokenizer: Tokenizer
     template: Template
     plan_layout: PlanLayout
+    positions: Positions
+    spliced: bool
     resolution: Resolution
     mean: Colour
 
 
 def make_example(conversation: Conversation, preparation: Preparation, *, open_for_generation: bool = False) -> Example:
-    """Render, plan every picture's layout from its header, and open its positions.
+    """Render, plan every medium's layout from its header, and open its positions.
 
     Raises:
-        OpsinError: the conversation cannot be rendered or a picture is unusable; the message names the sample.
+        OpsinError: the conversation cannot be rendered or a medium is unusable; the message names the sample.
     """
     rendered = render(
         conversation, preparation.template, preparation.tokenizer, open_for_generation=open_for_generation
     )
-    pictures = tuple(picture for _, picture in rendered.pictures)
-    role: PictureRole = "single" if len(pictures) <= 1 else "multi"
-    layouts = []
-    for picture in pictures:
-        try:
-            size = picture_size(picture)
-        except OpsinError as error:
-            raise type(error)(f"{conversation.where or 'sample'}: ({conversation.id}) {error}") from None
-        layouts.append(preparation.plan_layout(size.height, size.width, role))
+    media = tuple(medium for _, medium in rendered.media)
+    layouts = plan_layouts(media, preparation, sample_name(conversation))
+    taken = [layout.tokens if preparation.spliced else 0 for layout in layouts]
+    before = np.cumsum([0, *taken])
+    places = tuple(index + int(earlier) for (index, _), earlier in zip(rendered.media, before, strict=False))
     # np.insert puts values before the given index of the original array, in order: what "before ids[index]" means.
-    at = np.repeat([index for index, _ in rendered.pictures], [layout.tokens for layout in layouts]).astype(np.int64)
-    ids = np.asarray(rendered.ids, dtype=np.int64)
-    supervised = np.asarray(rendered.supervised, dtype=bool)
+    at = np.repeat([index for index, _ in rendered.media], taken).astype(np.int64)
+    tokens_T = np.insert(np.asarray(rendered.ids, dtype=np.int64), at, PLACEHOLDER_ID)
+    runs = list(zip(places, layouts, strict=True)) if preparation.spliced else []
     return Example(
         id=conversation.id,
         where=conversation.where,
-        tokens_T=np.insert(ids, at, PLACEHOLDER_ID),
-        supervised_T=np.insert(supervised, at, values=False),
-        visual_T=np.insert(np.zeros(len(ids), dtype=bool), at, values=True),
-        pictures=pictures,
-        layouts=tuple(layouts),
+        tokens_T=tokens_T,
+        supervised_T=np.insert(np.asarray(rendered.supervised, dtype=bool), at, values=False),
+        visual_T=np.insert(np.zeros(len(rendered.ids), dtype=bool), at, values=True),
+        positions_AT=preparation.positions.ids(len(tokens_T), runs),
+        media=media,
+        layouts=layouts,
+        places=places,
     )
+
+
+def plan_layouts(media: Sequence[Medium], preparation: Preparation, sample: str) -> tuple[Layout, ...]:
+    """The layout of every medium of one conversation.
+
+    Raises:
+        OpsinError: a medium cannot be read, or is of a shape that the model cannot take; `sample` is named.
+    """
+    layouts = []
+    for medium in media:
+        try:
+            size, frames = _size(medium)
+            layouts.append(preparation.plan_layout(size.height, size.width, _role(medium, media), frames))
+        except OpsinError as error:
+            raise type(error)(f"{sample} {error}") from None
+    return tuple(layouts)
+
+
+def seen_alone(media: Sequence[Medium], preparation: Preparation) -> list[Seen]:
+    """Every medium with the layout that it has as the only one of a conversation."""
+    return [(medium, plan_layouts((medium,), preparation, medium.name)[0]) for medium in media]
+
+
+def _role(medium: Medium, media: Sequence[Medium]) -> MediumRole:
+    if isinstance(medium, Clip):
+        return "video"
+    return "single" if len(media) == 1 else "multi"
+
+
+def _size(medium: Medium) -> tuple[PictureSize, int]:
+    """Size of the medium and how many frames it has."""
+    if not isinstance(medium, Clip):
+        return picture_size(medium), 1
+    sizes = [picture_size(frame) for frame in medium.frames]
+    for frame, size in zip(medium.frames, sizes, strict=True):
+        if size != sizes[0]:
+            raise PictureError(
+                f"{frame.name}: {size.height}x{size.width} pixels (HxW), but the clip's first frame has "
+                f"{sizes[0].height}x{sizes[0].width}; all frames of a clip must have one size"
+            )
+    return sizes[0], len(sizes)

@@ -11,49 +11,51 @@ import torch
 from torch import Tensor
 
 from opsin.core.errors import OpsinError
-from opsin.core.types import IGNORE_INDEX, Batch, Example, Picture
-from opsin.data.example import Preparation
+from opsin.core.types import IGNORE_INDEX, Batch, Clip, Example, Layout, Medium
+from opsin.data.example import Preparation, Seen
 from opsin.vision.picture import open_picture
 
 
 class Features(Protocol):
     """Cached features of a frozen encoder."""
 
-    def get(self, pictures: Sequence[Picture]) -> Tensor:
-        """Features (G, P, C) of pictures that were computed before."""
+    def get(self, seen: Sequence[Seen]) -> Tensor:
+        """Features (P, C) of media, one after the other, that were computed before."""
         ...
 
 
-def picture_pixels(picture: Picture, preparation: Preparation) -> np.ndarray:
-    """Decode one picture to what the encoder takes: uint8 (3, height, width)."""
-    return preparation.resolution.pixels(open_picture(picture), preparation.mean)
+def medium_pixels(medium: Medium, layout: Layout, preparation: Preparation) -> np.ndarray:
+    """Decode one medium to what the encoder takes: uint8 (frames, 3, *canvas)."""
+    pictures = medium.frames if isinstance(medium, Clip) else (medium,)
+    return preparation.resolution.pixels([open_picture(picture) for picture in pictures], layout, preparation.mean)
 
 
 def collate(examples: Sequence[Example], preparation: Preparation, features: Features | None = None) -> Batch:
     """Lay examples out as one flat pack.
 
     Raises:
-        OpsinError: a picture cannot be decoded; the message names the sample.
+        OpsinError: a medium cannot be decoded; the message names the sample.
     """
     tokens = np.concatenate([example.tokens_T for example in examples])
     targets = np.concatenate([_targets(example) for example in examples])
     visual = np.concatenate([example.visual_T for example in examples])
-    pictures = [picture for example in examples for picture in example.pictures]
-    pixels = features_GPC = None
-    if pictures and features is not None:
-        features_GPC = features.get(pictures)
-    elif pictures:
-        pixels = torch.from_numpy(np.stack([p for example in examples for p in _pixels(example, preparation)]))
+    seen = [pair for example in examples for pair in example.seen]
+    pixels_X = features_PC = None
+    if seen and features is not None:
+        features_PC = features.get(seen)
+    elif seen:
+        pixels_X = torch.from_numpy(np.concatenate([_pixels(example, preparation) for example in examples]))
     return Batch(
         tokens_T=torch.from_numpy(tokens),
         targets_T=torch.from_numpy(targets),
-        positions_T=torch.cat([torch.arange(example.num_tokens) for example in examples]),
+        positions_AT=torch.from_numpy(np.concatenate([example.positions_AT for example in examples], axis=1)),
         lengths=tuple(example.num_tokens for example in examples),
         visual_N=torch.from_numpy(np.flatnonzero(visual)),
+        seen_T=torch.from_numpy(_seen(examples)),
         layouts=tuple(layout for example in examples for layout in example.layouts),
         ids=tuple(example.id for example in examples),
-        pixels=pixels,
-        features_GPC=features_GPC,
+        pixels_X=pixels_X,
+        features_PC=features_PC,
     )
 
 
@@ -65,17 +67,29 @@ def _targets(example: Example) -> np.ndarray:
     return targets
 
 
-def _pixels(example: Example, preparation: Preparation) -> list[np.ndarray]:
+def _seen(examples: Sequence[Example]) -> np.ndarray:
+    """For every token of the pack, the latest medium of its document at or before it, -1 for none."""
+    rows, first = [], 0
+    for example in examples:
+        passed = np.searchsorted(example.places, np.arange(example.num_tokens), side="right")
+        rows.append(np.where(passed > 0, first + passed - 1, -1))
+        first += len(example.places)
+    return np.concatenate(rows).astype(np.int64)
+
+
+def _pixels(example: Example, preparation: Preparation) -> np.ndarray:
+    """All bytes of an example's media."""
     try:
-        return [picture_pixels(picture, preparation) for picture in example.pictures]
+        flat = [medium_pixels(medium, layout, preparation).reshape(-1) for medium, layout in example.seen]
     except OpsinError as error:
         raise type(error)(f"{example.where or 'sample'}: ({example.id}) {error}") from None
+    return np.concatenate(flat) if flat else np.empty(0, dtype=np.uint8)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
     if device.type == "cpu":
         return batch
-    names = ("tokens_T", "targets_T", "positions_T", "visual_N", "pixels", "features_GPC")
+    names = ("tokens_T", "targets_T", "positions_AT", "visual_N", "seen_T", "pixels_X", "features_PC")
     moved = {name: value.to(device) for name in names if (value := getattr(batch, name)) is not None}
     return replace(batch, **moved)

@@ -63,7 +63,7 @@ class _File(BaseModel):
             except RecordError as error:
                 problems += [f"{where}: ({_id_or_line(record)}) {problem}" for problem in error.args]
                 continue
-            counts.update(conversations=1, turns=len(conversation.turns), pictures=len(conversation.pictures))
+            counts.update(conversations=1, turns=len(conversation.turns), pictures=len(conversation.media))
             yield conversation
         if problems:
             raise DataError(problems)

@@ -125,7 +125,7 @@ class PackedAttention:
             starts.append(starts[-1] + length)
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])
         groups, inverse, offset = [], torch.empty(starts[-1], dtype=torch.long), 0
-        for members in _similar(order, lengths):
+        for members in similar_lengths(order, lengths):
             longest = lengths[members[-1]]
             steps = torch.arange(longest)
             rows = torch.stack([starts[i] + steps.clamp(max=lengths[i] - 1) for i in members])
@@ -156,7 +156,7 @@ def _rows(packed: Tensor, index: Tensor) -> Tensor:
     return flat.view(*index.shape, packed.shape[1], packed.shape[3]).transpose(1, 2)
 
 
-def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+def similar_lengths(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """Split indices, sorted by length, where a document is more than `GROUP_SLACK` longer than its group's shortest."""
     groups: list[list[int]] = []
     for i in order:
@@ -228,18 +228,18 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class PrefillAttention:
-    """Packed attention over prompts that also files each document's keys and values in its cache row."""
+    """Packed attention over prompts that also files each token's keys and values in its row and slot of the cache."""
 
     packed: PackedAttention
     cache: KeyValueCache
     rows_T: Tensor
-    positions_T: Tensor
+    slots_T: Tensor
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Attend and file; q (1, H, T, head width)."""
         keys, values = self.cache.layer(layer, k)
-        keys[self.rows_T, :, self.positions_T] = k[0].transpose(0, 1)
-        values[self.rows_T, :, self.positions_T] = v[0].transpose(0, 1)
+        keys[self.rows_T, :, self.slots_T] = k[0].transpose(0, 1)
+        values[self.rows_T, :, self.slots_T] = v[0].transpose(0, 1)
         return self.packed(layer, q, k, v, scale, window)
 
 

@@ -1,11 +1,12 @@
 """The language model: a stock transformers causal LM, with opsin's own loop over its layers.
 
-The loop computes cos and sin from explicit positions and passes an `Attend` value to the layers, so packs, caches and
-(later) other position schemes need no subclass of a Hugging Face model.
+The loop computes cos and sin from explicit positions, passes an `Attend` value to the layers and lets a `Gaze` act
+before them, so packs, caches, M-RoPE and gated cross-attention need no subclass of a Hugging Face model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ from transformers.utils import logging
 from opsin.core.errors import ModelError
 from opsin.model.attention import ATTENTION, Attend
 from opsin.model.config import LANGUAGE_MODELS, LanguageModel
+from opsin.vision.positions import MRope, Positions, Sequential
+
+Gaze = Callable[[int, Tensor], Tensor]
+"""(layer, hidden states before it) -> hidden states that the layer is given."""
 
 
 class Decoder(nn.Module):
     """Embedding, layers, final norm and head of a Llama, Mistral, Qwen2 or Qwen3 model."""
 
-    def __init__(self, lm: Any) -> None:
+    def __init__(self, lm: Any, positions: Positions | None = None) -> None:
         super().__init__()
         if lm.config.model_type not in LANGUAGE_MODELS:
             raise ModelError(f"model_type {lm.config.model_type!r}; supported: {', '.join(LANGUAGE_MODELS)}")
         lm.config._attn_implementation = ATTENTION
         self.lm: Any = lm
+        self._positions = positions or Sequential()
 
     @property
     def _body(self) -> Any:
@@ -65,21 +71,37 @@ class Decoder(nn.Module):
         embedded: Tensor = self._body.embed_tokens(tokens)
         return embedded
 
-    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Embeddings (batch, tokens, D) at `positions` (batch, tokens) -> hidden states after the final norm."""
-        rotary = self._body.rotary_emb(embeddings, positions)
+    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend, gaze: Gaze | None = None) -> Tensor:
+        """Embeddings (batch, tokens, D) at `positions` (A, batch, tokens) -> hidden states after the final norm."""
+        rotary = self._rotary(embeddings, positions)
         hidden = embeddings
-        for layer in self._body.layers:
+        for index, layer in enumerate(self._body.layers):
+            if gaze is not None:
+                hidden = gaze(index, hidden)
             hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, attend=attend)
         normed: Tensor = self._body.norm(hidden)
         return normed
+
+    def _rotary(self, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (batch, tokens, head width)."""
+        axes = [self._body.rotary_emb(embeddings, axis) for axis in positions]
+        if not isinstance(self._positions, MRope):
+            cos, sin = axes[0]
+            return cos, sin
+        # The head's two halves hold the same frequencies; in each, a section of them turns with its own axis.
+        sections = self._positions.sections * 2
+        cos, sin = (
+            torch.cat([angles[i % 3].split(sections, -1)[i] for i in range(len(sections))], -1)
+            for angles in zip(*axes, strict=True)
+        )
+        return cos, sin
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> float32 logits (..., V)."""
         return nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
 
 
-def load_decoder(language: LanguageModel, *, weights: bool = True) -> Decoder:
+def load_decoder(language: LanguageModel, positions: Positions | None = None, *, weights: bool = True) -> Decoder:
     """Build the language model: weights from `language.path`, or random ones from `language.config`.
 
     `weights=False` builds the architecture only (a checkpoint will fill it).
@@ -97,8 +119,9 @@ def load_decoder(language: LanguageModel, *, weights: bool = True) -> Decoder:
     dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
     config = AutoConfig.for_model(model_type, **facts)
     if language.path is None or not weights:
-        return Decoder(AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32))
-    return Decoder(_load_weights(language.path, config, dtype))
+        lm = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+        return Decoder(lm, positions)
+    return Decoder(_load_weights(language.path, config, dtype), positions)
 
 
 def _load_weights(path: Path, config: Any, dtype: str | None) -> Any:

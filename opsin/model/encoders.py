@@ -1,68 +1,68 @@
-"""Vision encoders: uint8 pixels in, patch features out. Normalisation happens here, on the model's device."""
+"""Vision encoders: uint8 pixels in, patch features out. Normalisation happens here, on the model's device.
+
+Every encoder maps (pixels_X, layouts) to features (P, C): all maps of all media, each in raster order.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
 from opsin.core.errors import ModelError
-from opsin.model.config import (
+from opsin.core.types import Layout
+from opsin.model.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+from opsin.model.encoder_values import (
     ClipEncoder,
     Dinov2Encoder,
     EfficientNetLiteEncoder,
     Encoder,
+    NativeVitEncoder,
     SiglipEncoder,
     TowerEncoder,
 )
-from opsin.model.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
-from opsin.vision.resolution import Colour
+from opsin.model.native_vit import NativeEncoder
+from opsin.model.pixels import Normalise, encode_by_canvas
 
 TOWER_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
 PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1}
 """Tokens before the patches (the class token), which are dropped."""
 
 
-class Normalise(nn.Module):
-    """uint8 (G, 3, h, w) -> float (x / 255 - mean) / std, as one multiply-add."""
-
-    def __init__(self, mean: Colour, std: Colour) -> None:
-        super().__init__()
-        mean_3, std_3 = torch.tensor(mean), torch.tensor(std)
-        self.scale: Tensor
-        self.shift: Tensor
-        self.register_buffer("scale", (1 / (255 * std_3))[:, None, None], persistent=False)
-        self.register_buffer("shift", (-mean_3 / std_3)[:, None, None], persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise in float32."""
-        return pixels.float() * self.scale + self.shift
-
-
 class TransformerEncoder(nn.Module):
-    """A CLIP, SigLIP or DINOv2 tower from transformers; keeps the patch tokens of one hidden layer."""
+    """A CLIP, SigLIP or DINOv2 tower from transformers; keeps the patch tokens of one hidden layer, or of several."""
 
     def __init__(self, tower: nn.Module, encoder: ClipEncoder | SiglipEncoder | Dinov2Encoder) -> None:
         super().__init__()
         self.tower = tower
         self.normalise = Normalise(encoder.mean, encoder.std)
         self.width = encoder.width
-        self._select = encoder.select_layer
+        self._select = (encoder.select_layer,) if isinstance(encoder.select_layer, int) else encoder.select_layer
         self._prefix = PREFIX_TOKENS[encoder.kind]
-        self._last_is_normed = encoder.kind == "dinov2" and encoder.select_layer == -1
+        self._last_is_normed = encoder.kind == "dinov2"
+        # DINOv2 resizes its position embeddings of its own accord.
+        self._options = {} if encoder.kind == "dinov2" else {"interpolate_pos_encoding": encoder.interpolate_positions}
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 (G, 3, h, w) -> features (G, P, C)."""
+    def forward(self, pixels_X: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """uint8 pixels of the layouts' media -> features (P, C)."""
+        return encode_by_canvas(pixels_X, layouts, self._encode)
+
+    def _encode(self, frames: Tensor) -> Tensor:
         dtype = next(self.tower.parameters()).dtype
-        out = self.tower(pixel_values=self.normalise(pixels).to(dtype), output_hidden_states=True)
-        features: Tensor = out.last_hidden_state if self._last_is_normed else out.hidden_states[self._select]
+        out = self.tower(pixel_values=self.normalise(frames).to(dtype), output_hidden_states=True, **self._options)
+        layers = [
+            out.last_hidden_state if self._last_is_normed and layer == -1 else out.hidden_states[layer]
+            for layer in self._select
+        ]
+        features = layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
         return features[:, self._prefix :]
 
 
@@ -75,14 +75,17 @@ class ConvEncoder(nn.Module):
         self.normalise = Normalise(encoder.mean, encoder.std)
         self.width = network.width
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 (G, 3, h, w) -> features (G, P, C)."""
+    def forward(self, pixels_X: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """uint8 pixels of the layouts' media -> features (P, C)."""
+        return encode_by_canvas(pixels_X, layouts, self._encode)
+
+    def _encode(self, frames: Tensor) -> Tensor:
         dtype = next(self.network.parameters()).dtype
-        features: Tensor = self.network(self.normalise(pixels).to(dtype))
+        features: Tensor = self.network(self.normalise(frames).to(dtype))
         return features.flatten(2).transpose(1, 2)
 
 
-def load_encoder(encoder: Encoder, *, weights: bool = True) -> TransformerEncoder | ConvEncoder:
+def load_encoder(encoder: Encoder, *, weights: bool = True) -> TransformerEncoder | ConvEncoder | NativeEncoder:
     """Build an encoder: weights from `encoder.path`, or random ones. `weights=False` builds the architecture only.
 
     Raises:
@@ -93,7 +96,36 @@ def load_encoder(encoder: Encoder, *, weights: bool = True) -> TransformerEncode
         if encoder.path is not None and weights:
             load_exactly(network, encoder.path / "model.safetensors")
         return ConvEncoder(network, encoder)
+    if isinstance(encoder, NativeVitEncoder):
+        native = NativeEncoder(encoder)
+        if encoder.path is not None and weights:
+            fill_exactly(native.vit, read_native_weights(encoder.path), str(encoder.path))
+        return native
     return TransformerEncoder(_load_tower(encoder, weights=weights), encoder)
+
+
+def read_native_weights(folder: Path) -> dict[str, Tensor]:
+    """The vision transformer's tensors of a Qwen2-VL directory (hub or newer names), without its merger.
+
+    Raises:
+        ModelError: a file is damaged, or there are no such tensors.
+    """
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (the file is not a dict)
+                    own = name.removeprefix("model.").removeprefix("visual.")
+                    if own != name and own.startswith(("patch_embed.", "blocks.")):
+                        tensor = file.get_tensor(name)
+                        if own == "patch_embed.proj.weight":  # a convolution whose stride is its kernel
+                            own, tensor = "patch_embed.weight", tensor.flatten(1)
+                        found[own] = tensor
+        except (SafetensorError, OSError):
+            raise ModelError(f"{path}: damaged or not a safetensors file") from None
+    if not found:
+        raise ModelError(f"{folder}: no safetensors file there has 'visual.*' weights; expected a Qwen2-VL directory")
+    return found
 
 
 def _load_tower(encoder: TowerEncoder, *, weights: bool) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opsin.core.types import Batch
 from opsin.model.attention import CachedAttention, KeyValueCache, PackedAttention, PrefillAttention
+from opsin.model.connection import Media
 from opsin.model.vlm import Vlm
 
 SCORED_TOGETHER = 16
@@ -39,24 +40,57 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
 
+class Continuation:
+    """Prompts that have been read, one row each, and what their next tokens need: keys and values, positions, media."""
+
+    def __init__(self, cache: KeyValueCache, next_B: Tensor, media: Media | None, seen_B: Tensor) -> None:
+        """`next_B`: the position after each row's last; `seen_B`: the medium its new tokens see, -1 for none."""
+        self.cache = cache
+        self.next_B = next_B
+        self.media = media
+        self.seen_B = seen_B
+
+    def advance(self, tokens: int) -> None:
+        """Commit `tokens` new tokens of every row."""
+        self.cache.advance(tokens)
+        self.next_B = self.next_B + tokens
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Drop all but the named rows."""
+        self.cache.keep(rows_B)
+        self.next_B, self.seen_B = self.next_B[rows_B], self.seen_B[rows_B]
+
+    def repeated(self, row: int, times: int) -> Continuation:
+        """`times` copies of one row."""
+        rows = torch.full((times,), row, device=self.next_B.device)
+        return Continuation(self.cache.repeated(row, times), self.next_B[rows], self.media, self.seen_B[rows])
+
+
 @torch.no_grad()
-def prefill(model: Vlm, prompts: Batch, extra: int) -> tuple[KeyValueCache, Tensor]:
-    """Run the prompts once; returns their cache, with room for `extra` tokens a row, and last hidden states (B, D)."""
+def prefill(model: Vlm, prompts: Batch, extra: int) -> tuple[Continuation, Tensor]:
+    """Run the prompts once; `extra` more tokens will fit each row. Returns also the last hidden states (B, D)."""
     device = prompts.tokens_T.device
     lengths = torch.tensor(prompts.lengths, device=device)
     cache = KeyValueCache(len(lengths), int(lengths.max()) + extra, device)
+    ends = lengths.cumsum(0)
     rows_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-    attend = PrefillAttention(PackedAttention.plan(prompts.lengths, device), cache, rows_T, prompts.positions_T)
-    hidden_TD = model(prompts, attend)
+    slots_T = torch.arange(len(rows_T), device=device) - (ends - lengths)[rows_T]
+    attend = PrefillAttention(PackedAttention.plan(prompts.lengths, device), cache, rows_T, slots_T)
+    hidden_TD, media = model.read(prompts, attend)
     cache.advance(lengths)
-    return cache, hidden_TD[lengths.cumsum(0) - 1]
+    # Not the length: under M-RoPE a picture takes fewer positions than tokens, and a clip can end on its last frame.
+    highest_T = prompts.positions_AT.amax(0)
+    next_B = torch.zeros_like(lengths).scatter_reduce(0, rows_T, highest_T, "amax") + 1
+    return Continuation(cache, next_B, media, prompts.seen_T[ends - 1]), hidden_TD[ends - 1]
 
 
 @torch.no_grad()
-def extend(model: Vlm, cache: KeyValueCache, tokens_BS: Tensor) -> Tensor:
-    """Hidden states (B, S, D) of new text tokens behind every row. The caller commits them with `cache.advance`."""
-    positions_BS = cache.lengths_B[:, None] + torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-    hidden: Tensor = model.decoder(model.decoder.embed(tokens_BS), positions_BS, CachedAttention(cache))
+def extend(model: Vlm, rows: Continuation, tokens_BS: Tensor) -> Tensor:
+    """Hidden states (B, S, D) of new text tokens behind every row. The caller commits them with `rows.advance`."""
+    positions_BS = rows.next_B[:, None] + torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+    positions_ABS = positions_BS.expand(model.config.positions.axes, *positions_BS.shape)
+    gaze = model.connection.gaze(rows.media, rows.seen_B[:, None].expand(tokens_BS.shape))
+    hidden: Tensor = model.decoder(model.decoder.embed(tokens_BS), positions_ABS, CachedAttention(rows.cache), gaze)
     return hidden
 
 
@@ -66,7 +100,7 @@ def stream(model: Vlm, prompts: Batch, sampling: Sampling, stop_ids: frozenset[i
 
     A stop token ends its row and is not yielded.
     """
-    cache, hidden_BD = prefill(model, prompts, extra=sampling.max_new_tokens)
+    rows, hidden_BD = prefill(model, prompts, extra=sampling.max_new_tokens)
     generator = torch.Generator(device=prompts.tokens_T.device).manual_seed(sampling.seed)
     alive = list(range(len(prompts.lengths)))
     for step in range(sampling.max_new_tokens):
@@ -77,12 +111,12 @@ def stream(model: Vlm, prompts: Batch, sampling: Sampling, stop_ids: frozenset[i
         if len(going_on) < len(alive):  # rows that have ended cost nothing from here on
             kept_B = torch.tensor(going_on, device=tokens_B.device)
             tokens_B, alive = tokens_B[kept_B], [alive[row] for row in going_on]
-            cache.keep(kept_B)
+            rows.keep(kept_B)
         new = dict(zip(alive, tokens_B.tolist(), strict=True))
         yield [new.get(row) for row in range(len(prompts.lengths))]
         if step + 1 < sampling.max_new_tokens:
-            hidden_BD = extend(model, cache, tokens_B[:, None])[:, 0]
-            cache.advance(1)
+            hidden_BD = extend(model, rows, tokens_B[:, None])[:, 0]
+            rows.advance(1)
 
 
 def generate(model: Vlm, prompts: Batch, sampling: Sampling, stop_ids: frozenset[int]) -> list[list[int]]:
@@ -114,14 +148,14 @@ def score(model: Vlm, prompts: Batch, continuations: Sequence[Sequence[int]]) ->
 
     Each prompt is run once; all continuations read its cache, those of similar length together.
     """
-    cache, hidden_BD = prefill(model, prompts, extra=max(len(ids) for ids in continuations))
+    prompt, hidden_BD = prefill(model, prompts, extra=max(len(ids) for ids in continuations))
     by_length = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
     scores = torch.zeros(len(prompts.lengths), len(continuations), device=hidden_BD.device)
     for start in range(0, len(by_length), SCORED_TOGETHER):
         members = by_length[start : start + SCORED_TOGETHER]
         tokens, real = _padded([continuations[i] for i in members], hidden_BD.device)
         for row in range(len(prompts.lengths)):
-            hidden = extend(model, cache.repeated(row, len(members)), tokens)
+            hidden = extend(model, prompt.repeated(row, len(members)), tokens)
             # The token at place i is predicted by the hidden state before it; the first one by the prompt's last.
             before = torch.cat([hidden_BD[row].expand(len(members), 1, -1), hidden[:, :-1]], dim=1)
             log_probabilities = torch.log_softmax(model.decoder.logits(before[real]), dim=-1)

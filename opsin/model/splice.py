@@ -5,6 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from opsin.core.errors import ModelError
+from opsin.model.llava_splice import IMAGE_TOKEN_INDEX, TooFewImagesError, prepare_inputs_labels_for_multimodal
+
+__all__ = ["IMAGE_TOKEN_INDEX", "TooFewImagesError", "prepare_inputs_labels_for_multimodal", "splice"]
 
 
 def splice(embeddings_TD: Tensor, visual_ND: Tensor, places_N: Tensor) -> Tensor:

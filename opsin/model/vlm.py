@@ -1,4 +1,4 @@
-"""The vision-language model: encoder, connector and decoder, and the way from a `Batch` to hidden states."""
+"""The vision-language model: encoder, connection and decoder, and the way from a `Batch` to hidden states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opsin.core.errors import ModelError
 from opsin.core.types import Batch
 from opsin.model.attention import Attend, PackedAttention
 from opsin.model.config import ModelConfig, PartName
-from opsin.model.connectors import build_connector
+from opsin.model.connection import Connection, Media
 from opsin.model.decoder import load_decoder
 from opsin.model.encoders import load_encoder
 from opsin.model.splice import splice
@@ -26,14 +26,14 @@ class Vlm(nn.Module):
         self.config = config
         self.precision: Literal["bf16", "fp32"] = "fp32"
         self.encoder = load_encoder(config.encoder, weights=weights)
-        self.decoder = load_decoder(config.language, weights=weights)
-        self.connector = build_connector(config.connector, self.encoder.width, self.decoder.width)
+        self.decoder = load_decoder(config.language, config.positions, weights=weights)
+        self.connection = Connection(config, self.encoder.width, self.decoder.width, len(self.decoder.layers))
 
     def part(self, name: PartName) -> nn.Module:
         """The module that a stage names when it says what is trained."""
         parts: dict[PartName, nn.Module] = {
             "vision": self.encoder,
-            "connector": self.connector,
+            "connector": self.connection,
             "language": self.decoder,
         }
         return parts[name]
@@ -50,39 +50,52 @@ class Vlm(nn.Module):
         )
         return context
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """uint8 (G, 3, h, w) -> features (G, P, C); without autograd where the encoder is frozen."""
-        trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            features: Tensor = self.encoder(pixels)
-        return features
-
-    def embed(self, batch: Batch) -> Tensor:
-        """Text embeddings with the visual tokens in their places (T, D).
+    def encode(self, batch: Batch) -> Tensor:
+        """Features (P, C) of the batch's media, cached or computed; without autograd where the encoder is frozen.
 
         Raises:
-            ModelError: features do not match their layouts.
+            ModelError: the batch has neither pixels nor features, or not as many as its layouts say.
+        """
+        patches = sum(layout.patches for layout in batch.layouts)
+        features_PC = batch.features_PC
+        if features_PC is None:
+            if batch.pixels_X is None:
+                raise ModelError(f"{len(batch.layouts)} pictures in the batch but neither pixels nor features")
+            trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+            with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+                features_PC = self.encoder(batch.pixels_X, batch.layouts)
+        if len(features_PC) != patches:
+            raise ModelError(
+                f"{len(features_PC)} features for {len(batch.layouts)} pictures of {patches} patches "
+                f"(samples {', '.join(batch.ids[:8])})"
+            )
+        return features_PC
+
+    def look(self, batch: Batch) -> Media | None:
+        """The visual tokens of the batch's media, or None if it has none."""
+        if not batch.layouts:
+            return None
+        tokens_ND = self.connection(self.encode(batch), batch.layouts)
+        return Media(tokens_ND, tuple(layout.tokens for layout in batch.layouts))
+
+    def embed(self, batch: Batch, media: Media | None) -> Tensor:
+        """Text embeddings (T, D), with the visual tokens in their places where the model splices them.
+
+        Raises:
+            ModelError: there are not as many visual tokens as places.
         """
         embeddings_TD = self.decoder.embed(batch.tokens_T)
-        if not batch.layouts:
+        if media is None or not self.config.spliced:
             return embeddings_TD
-        features_GPC = batch.features_GPC
-        if features_GPC is None:
-            if batch.pixels is None:
-                raise ModelError(f"{len(batch.layouts)} pictures in the batch but neither pixels nor features")
-            features_GPC = self.encode(batch.pixels)
-        # Every picture of a square resolution has the same single grid.
-        grid = batch.layouts[0].grids[0]
-        if features_GPC.shape[:2] != (len(batch.layouts), grid.patches):
-            raise ModelError(
-                f"features of shape {tuple(features_GPC.shape)} for {len(batch.layouts)} pictures "
-                f"of {grid.patches} patches"
-            )
-        visual_GND = self.connector(features_GPC.to(next(self.connector.parameters()).dtype), grid)
-        return splice(embeddings_TD, visual_GND.flatten(0, 1), batch.visual_N)
+        return splice(embeddings_TD, media.tokens_ND, batch.visual_N)
+
+    def read(self, batch: Batch, attend: Attend) -> tuple[Tensor, Media | None]:
+        """Hidden states (T, D) after the final norm, and the media that were seen (for tokens to come)."""
+        media = self.look(batch)
+        gaze = self.connection.gaze(media, batch.seen_T)
+        hidden_1TD = self.decoder(self.embed(batch, media)[None], batch.positions_AT[:, None], attend, gaze)
+        return hidden_1TD[0], media
 
     def forward(self, batch: Batch, attend: Attend | None = None) -> Tensor:
         """Hidden states (T, D) after the final norm; documents do not see each other."""
-        attend = attend or PackedAttention.plan(batch.lengths, batch.tokens_T.device)
-        hidden_1TD: Tensor = self.decoder(self.embed(batch)[None], batch.positions_T[None], attend)
-        return hidden_1TD[0]
+        return self.read(batch, attend or PackedAttention.plan(batch.lengths, batch.tokens_T.device))[0]

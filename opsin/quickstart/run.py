@@ -23,6 +23,7 @@ from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import OpsinError
 from opsin.core.files import write_json
 from opsin.core.types import Picture
+from opsin.data.example import Preparation, Seen, seen_alone
 from opsin.evaluate.heldout import evaluate
 from opsin.evaluate.metrics import leave_one_out, nearest_neighbour
 from opsin.evaluate.questions import read_questions
@@ -102,12 +103,13 @@ class Measuring:
 
     def measure(self, name: str, model: Vlm) -> None:
         """One evaluation under this name."""
-        cache = FeatureCache(model, preparation(model.config, self.tokenizer))
+        prepare = preparation(model.config, self.tokenizer)
+        cache = FeatureCache(model, prepare)
         cache.load_or_forget(self.hooks.on_line)
         asked = read_questions(self.dataset.held_out, self.dataset.images)
-        cache.add((picture for question in asked for picture in question.asked().pictures), self.hooks.on_features)
+        cache.add(seen_alone([question.picture for question in asked], prepare), self.hooks.on_features)
         if not self.references:
-            self.references += self._encoder_level(cache)
+            self.references += self._encoder_level(cache, prepare)
         with self.hooks.bar(f"evaluate {name}") as on_progress:
             scores = evaluate(
                 model,
@@ -121,7 +123,7 @@ class Measuring:
         told = ", ".join(f"{s.task} {s.metric} {s.value:.2f}" for s in scores.scores)
         self.hooks.on_line(f"{name}: {told} ({scores.seconds:.0f} s)")
 
-    def _encoder_level(self, cache: FeatureCache) -> list[Reference]:
+    def _encoder_level(self, cache: FeatureCache, prepare: Preparation) -> list[Reference]:
         """What the frozen encoder's own features tell of a picture's group, by the nearest picture.
 
         Once as the model is asked, held-out pictures next to the training pictures; and once over all of them, each
@@ -131,10 +133,10 @@ class Measuring:
         asked = [q for q in read_questions(self.dataset.held_out, self.dataset.images) if q.task == "category"]
         if not groups or not asked:
             return []
-        train = [Picture(path=self.dataset.images / name) for name in groups]
+        train = seen_alone([Picture(path=self.dataset.images / name) for name in groups], prepare)
         cache.add(train, self.hooks.on_features)
         known, labels = _pooled(cache, train), list(groups.values())
-        held_out, truths = _pooled(cache, [q.picture for q in asked]), [q.truth for q in asked]
+        held_out, truths = _pooled(cache, seen_alone([q.picture for q in asked], prepare)), [q.truth for q in asked]
         levels = {
             "encoder's 1-NN": nearest_neighbour(known, labels, held_out, truths),
             "1-NN, leave one out": leave_one_out(np.concatenate([known, held_out]), [*labels, *truths]),
@@ -142,9 +144,9 @@ class Measuring:
         return [Reference("category", "accuracy", name, level.share) for name, level in levels.items()]
 
 
-def _pooled(cache: FeatureCache, pictures: list[Picture]) -> np.ndarray:
+def _pooled(cache: FeatureCache, seen: list[Seen]) -> np.ndarray:
     """Mean feature vectors (G, C)."""
-    return cache.get(pictures).float().mean(dim=1).numpy()
+    return np.stack([cache.get([pair]).float().mean(dim=0).numpy() for pair in seen])
 
 
 def quickstart(options: Options, console: Console) -> Outcome:
@@ -177,7 +179,7 @@ def _quickstart(options: Options, hooks: ProgressHooks, console: Console) -> Out
     torch.manual_seed(SEED)
     recipe, dataset = _tiny(options, hooks) if options.tiny else _real(options, hooks, console)
     prepared = time.perf_counter()
-    measuring = Measuring(dataset, Tokenizer.load(recipe.model.language.tokenizer_path), hooks)
+    measuring = Measuring(dataset, Tokenizer.load(recipe.composition.language.tokenizer_path), hooks)
     hooks.before = lambda model: measuring.measure("before", model)
     hooks.after = lambda stage, model: measuring.measure(f"after {stage.name}", model)
     checkpoint = start(recipe, options.out, hooks.hooks())

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from opsin.checkpoint.model import load_model
+from opsin.checkpoint.load import load
 from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import OpsinError
 from opsin.core.files import expanded
@@ -42,7 +42,7 @@ def run_chat(
     Raises:
         OpsinError: the checkpoint cannot be used. Errors of single messages are shown, and the chat goes on.
     """
-    loaded = load_model(checkpoint)
+    loaded = load(checkpoint)
     prepare = preparation(loaded.model.config, loaded.tokenizer)
     Chat(Session(loaded.model, prepare, sampling or Sampling()), console).run(input_fn)
 

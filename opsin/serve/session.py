@@ -70,7 +70,7 @@ class Session:
             visual = int(example.visual_T.sum())
             raise ContextError(
                 f"the conversation has {example.num_tokens:,} tokens ({visual:,} of them for "
-                f"{len(example.pictures)} pictures), and {room:,} are kept for the answer; the model can take "
+                f"{len(example.media)} pictures), and {room:,} are kept for the answer; the model can take "
                 f"{self.context:,} in all: begin a new conversation, or allow fewer tokens for an answer"
             )
         return example

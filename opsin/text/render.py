@@ -15,17 +15,17 @@ from opsin.text.templates import Control, Media, Opening, Segment, Template, Tex
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from opsin.core.types import Conversation, Picture
+    from opsin.core.types import Conversation, Medium
     from opsin.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as ids without its pictures; each picture goes before `ids[index]`."""
+    """A conversation as ids without its pictures and clips; each of them goes before `ids[index]`."""
 
     ids: tuple[int, ...]
     supervised: tuple[bool, ...]
-    pictures: tuple[tuple[int, Picture], ...]
+    media: tuple[tuple[int, Medium], ...]
 
 
 def render(
@@ -68,12 +68,12 @@ def _teaches(segment: Segment) -> bool:
 def _encode(segments: list[Segment], tokenizer: Tokenizer) -> Rendered:
     ids: list[int] = []
     supervised: list[bool] = []
-    pictures: list[tuple[int, Picture]] = []
+    media: list[tuple[int, Medium]] = []
     follows_text = False
     for segment in segments:
         match segment:
-            case Media(picture):
-                pictures.append((len(ids), picture))
+            case Media(medium):
+                media.append((len(ids), medium))
             case Opening():
                 ids += tokenizer.opening_ids
             case Control(token):
@@ -83,4 +83,4 @@ def _encode(segments: list[Segment], tokenizer: Tokenizer) -> Rendered:
         learned = isinstance(segment, Text | Control) and segment.supervised
         supervised += [learned] * (len(ids) - len(supervised))
         follows_text = isinstance(segment, Text)
-    return Rendered(tuple(ids), tuple(supervised), tuple(pictures))
+    return Rendered(tuple(ids), tuple(supervised), tuple(media))

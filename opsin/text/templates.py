@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from opsin.core.errors import RenderError
-from opsin.core.types import Conversation, Picture, Turn
+from opsin.core.types import Conversation, Medium, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,9 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """The place of a picture."""
+    """The place of a picture or a clip."""
 
-    picture: Picture
+    medium: Medium
 
 
 Segment = Text | Control | Opening | Media
@@ -76,11 +76,11 @@ class Plain(BaseModel):
                 f"{sample_name(conversation)}: template 'plain' takes one user turn and one caption, "
                 f"the sample has {len(conversation.turns)} turns; use a chat template"
             )
-        if not conversation.pictures:
+        if not conversation.media:
             raise RenderError(
                 f"{sample_name(conversation)}: template 'plain' needs a picture, the sample has 0; use a chat template"
             )
-        segments: list[Segment] = [Opening(), *(Media(picture) for picture in conversation.pictures)]
+        segments: list[Segment] = [Opening(), *(Media(medium) for medium in conversation.media)]
         if len(turns) == 2:
             segments.append(Text(text_of(turns[1]), supervised=True))
             segments += [] if open_for_generation else [Text("\n", supervised=True)]
@@ -117,7 +117,7 @@ class VicunaV1(BaseModel):
 class ChatML(BaseModel):
     r"""Qwen2 and SmolLM2: `<|im_start|>role\ntext<|im_end|>\n`; a conversation's own system text wins over `system`.
 
-    `around_picture` names two control tokens that enclose every picture, such as Qwen2-VL's vision start and end.
+    `around_picture` names two control tokens that enclose every picture and clip (Qwen2-VL's vision start and end).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -158,7 +158,7 @@ def ordered_turns(conversation: Conversation, *, open_for_generation: bool) -> t
     """The system text and the other turns, checked: user and assistant alternate, only users show pictures."""
     name = sample_name(conversation)
     for number, turn in enumerate(conversation.turns, start=1):
-        count = sum(isinstance(part, Picture) for part in turn.parts)
+        count = sum(not isinstance(part, str) for part in turn.parts)
         if count and turn.role != "user":
             raise RenderError(
                 f"{name}: turn {number}, from the {turn.role}, has {count} picture{'s' if count > 1 else ''}; "

@@ -1,4 +1,6 @@
-"""Features of a frozen encoder, computed once: a file per (encoder weights, resolution), rows by picture bytes."""
+"""Features of a frozen encoder, computed once: a file per (encoder weights, resolution), rows by a medium's bytes and
+its layout (the same picture is cut in another way when it is one of several).
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ from torch import Tensor
 
 from opsin.core.errors import OpsinError
 from opsin.core.files import home, replacing, sha256_bytes, sha256_file
-from opsin.core.types import Picture
-from opsin.data.example import Preparation
-from opsin.data.loader import picture_pixels
+from opsin.core.types import Clip, Medium
+from opsin.data.example import Preparation, Seen
+from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
 
 Progress = Callable[[int, int], None]
-"""Told (pictures done, pictures to do)."""
+"""Told (media done, media to do)."""
 
 BATCH = 16
-"""Pictures encoded at a time."""
+"""Media encoded at a time."""
 
 
 class FeatureCacheError(OpsinError):
@@ -40,13 +42,15 @@ def encoder_digest(model: Vlm) -> str:
     return sha256_bytes("\n".join(parts).encode())
 
 
-def picture_digest(picture: Picture) -> str:
-    """Names a picture by its bytes."""
-    return sha256_bytes(picture.data) if picture.data is not None else sha256_file(Path(picture.path or ""))
+def medium_digest(medium: Medium) -> str:
+    """Names a picture or clip by its bytes."""
+    if isinstance(medium, Clip):
+        return sha256_bytes("\n".join(map(medium_digest, medium.frames)).encode())
+    return sha256_bytes(medium.data) if medium.data is not None else sha256_file(Path(medium.path or ""))
 
 
 class FeatureCache:
-    """Rows (P, C) in memory, loaded from and saved to one safetensors file in the cache folder."""
+    """Features (P, C) of each medium in memory, loaded from and saved to one safetensors file in the cache folder."""
 
     def __init__(self, model: Vlm, preparation: Preparation, folder: Path | None = None) -> None:
         self._model = model
@@ -54,7 +58,7 @@ class FeatureCache:
         self.path = (folder or home() / "features") / f"{encoder_digest(model)[:16]}.safetensors"
         self._dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self._rows: dict[str, Tensor] = {}
-        self._digests: dict[Picture, str] = {}
+        self._digests: dict[Medium, str] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,13 +73,13 @@ class FeatureCache:
             return
         try:
             with safe_open(self.path, framework="pt") as file:
-                digests = json.loads(file.metadata()["pictures"])
-                rows, recorded = file.get_tensor("features"), file.metadata()["sha256"]
+                lengths: dict[str, int] = json.loads(file.metadata()["media"])
+                features_PC, recorded = file.get_tensor("features"), file.metadata()["sha256"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             raise FeatureCacheError(f"{self.path}: the feature cache is damaged (not whole)") from None
-        if _tensor_digest(rows) != recorded or len(rows) != len(digests):
+        if _tensor_digest(features_PC) != recorded or len(features_PC) != sum(lengths.values()):
             raise FeatureCacheError(f"{self.path}: the feature cache is damaged (its checksum differs)")
-        self._rows = dict(zip(digests, rows, strict=True))
+        self._rows = dict(zip(lengths, features_PC.split(list(lengths.values())), strict=True))
 
     def load_or_forget(self, on_line: Callable[[str], None]) -> None:
         """`load`; a damaged file is named, deleted, and its features will be computed again."""
@@ -85,39 +89,46 @@ class FeatureCache:
             on_line(f"{error}; computing the features again")
             self.path.unlink()
 
-    def add(self, pictures: Iterable[Picture], on_progress: Progress = lambda _done, _all: None) -> int:
-        """Compute what is not there yet and save; returns how many pictures were computed."""
-        missing: dict[str, Picture] = {}
-        for picture in pictures:
-            digest = self._digest(picture)
-            if digest not in self._rows:
-                missing[digest] = picture
+    def add(self, seen: Iterable[Seen], on_progress: Progress = lambda _done, _all: None) -> int:
+        """Compute what is not there yet and save; returns how many media were computed."""
+        missing: dict[str, Seen] = {}
+        for pair in seen:
+            key = self._key(pair)
+            if key not in self._rows:
+                missing[key] = pair
         todo = list(missing.items())
         for start in range(0, len(todo), BATCH):
             part = todo[start : start + BATCH]
-            pixels = torch.stack([torch.from_numpy(picture_pixels(p, self._preparation)) for _, p in part])
-            with torch.no_grad(), self._model.computing():
-                features = self._model.encode(pixels.to(self._model.device)).to(self._dtype).cpu()
-            self._rows |= {digest: row.clone() for (digest, _), row in zip(part, features, strict=True)}
+            self._rows |= zip((key for key, _ in part), self._encode([pair for _, pair in part]), strict=True)
             on_progress(start + len(part), len(todo))
         if todo:
             self._save()
         return len(todo)
 
-    def get(self, pictures: Sequence[Picture]) -> Tensor:
-        """Features (G, P, C) of pictures that were added before."""
-        return torch.stack([self._rows[self._digest(picture)] for picture in pictures])
+    def get(self, seen: Sequence[Seen]) -> Tensor:
+        """Features (P, C) of media, one after the other, that were added before."""
+        return torch.cat([self._rows[self._key(pair)] for pair in seen])
 
-    def _digest(self, picture: Picture) -> str:
-        if picture not in self._digests:
-            self._digests[picture] = picture_digest(picture)
-        return self._digests[picture]
+    def _encode(self, seen: Sequence[Seen]) -> list[Tensor]:
+        layouts = [layout for _, layout in seen]
+        pixels = [torch.from_numpy(medium_pixels(*pair, self._preparation)).flatten() for pair in seen]
+        with torch.no_grad(), self._model.computing():
+            features_PC = self._model.encoder(torch.cat(pixels).to(self._model.device), layouts)
+        rows = features_PC.to(self._dtype).cpu().split([layout.patches for layout in layouts])
+        return [row.clone() for row in rows]
+
+    def _key(self, pair: Seen) -> str:
+        medium, layout = pair
+        if medium not in self._digests:
+            self._digests[medium] = medium_digest(medium)
+        return sha256_bytes(f"{self._digests[medium]} {layout}".encode())
 
     def _save(self) -> None:
-        rows = torch.stack(list(self._rows.values()))
-        metadata = {"pictures": json.dumps(list(self._rows)), "sha256": _tensor_digest(rows)}
+        features_PC = torch.cat(list(self._rows.values()))
+        lengths = {key: len(row) for key, row in self._rows.items()}
+        metadata = {"media": json.dumps(lengths), "sha256": _tensor_digest(features_PC)}
         with replacing(self.path) as temporary:
-            save_file({"features": rows}, temporary, metadata=metadata)
+            save_file({"features": features_PC}, temporary, metadata=metadata)
 
 
 def _tensor_digest(tensor: Tensor) -> str:

@@ -57,7 +57,7 @@ def _store_as(part: nn.Module, dtype: torch.dtype) -> None:
 def trained_parameters(model: Vlm, stage: Stage) -> dict[PartName, dict[str, nn.Parameter]]:
     """Trainable parameters by part and by name in the whole model; a tied weight appears once."""
     groups: dict[PartName, dict[str, nn.Parameter]] = {}
-    prefixes: dict[PartName, str] = {"vision": "encoder.", "connector": "connector.", "language": "decoder."}
+    prefixes: dict[PartName, str] = {"vision": "encoder.", "connector": "connection.", "language": "decoder."}
     for name in stage.train.parts:
         groups[name] = {
             parameter_name: parameter

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from opsin.core.errors import OpsinError, RecipeError
+from opsin.core.errors import ModelError, OpsinError, RecipeError
+from opsin.core.paths import ExistingFolder
 from opsin.data.sources import Source
-from opsin.model.config import Lora, ModelConfig, PartName, Value
+from opsin.model.config import Lora, ModelConfig, PartName
+from opsin.model.pretrained import Value
 from opsin.text.templates import Template
 from opsin.train.validate import load_config
 
@@ -95,8 +97,24 @@ class Recipe(Value):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first CUDA device, if there is one")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end of each stage only")
     keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept")
-    model: ModelConfig
+    model: ModelConfig | None = Field(None, description="the parts of a new model")
+    start_from: ExistingFolder | None = Field(
+        None, description="a checkpoint of any kind that opsin loads, to train on, in place of 'model'"
+    )
     stages: list[Stage] = Field(min_length=1)
+
+    @property
+    def composition(self) -> ModelConfig:
+        """The model's parts: `model`, which `load_recipe` fills from the checkpoint where there is one."""
+        if self.model is None:
+            raise ModelError(f"{self.start_from}: not read yet; load the recipe with load_recipe")
+        return self.model
+
+    @model_validator(mode="after")
+    def _has_model(self) -> Recipe:
+        if self.model is None and self.start_from is None:
+            raise ValueError("give either 'model' (the parts of a new one) or 'start_from' (a checkpoint)")
+        return self
 
     @model_validator(mode="after")
     def _distinct_stages(self) -> Recipe:
@@ -116,7 +134,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, variables: Mapping
         RecipeError: every problem at once, each with its line.
     """
     recipe = load_config(path, Recipe, overrides, variables=variables)
+    if recipe.model is not None and recipe.start_from is not None:
+        raise RecipeError(
+            str(path), [f"{path}: give 'model' or 'start_from', not both: a checkpoint has its own parts"]
+        )
+    key = "model" if recipe.start_from is None else "start_from"
     try:
-        return recipe.model_copy(update={"model": recipe.model.resolved()})
+        return recipe.model_copy(update={"model": _resolved(recipe)})
     except OpsinError as error:
-        raise RecipeError(str(path), [f"{path}: model: {error}"]) from None
+        raise RecipeError(str(path), [f"{path}: {key}: {error}"]) from None
+
+
+def _resolved(recipe: Recipe) -> ModelConfig:
+    if recipe.start_from is None:
+        return recipe.composition.resolved()
+    from opsin.checkpoint.load import read_model_config  # imports torch, which a new model's recipe does not need
+
+    return read_model_config(recipe.start_from)

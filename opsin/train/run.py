@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
 from opsin.core.errors import DataError, TrainError
@@ -77,7 +78,7 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
     write_record(recipe, out)
     (out / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     torch.manual_seed(recipe.seed)
-    model = Vlm(recipe.model).to(_device(recipe))
+    model = _first_model(recipe).to(_device(recipe))
     model.precision = recipe.precision
     store_parts(model, recipe.stages, recipe.precision)
     hooks.before_stages(model)
@@ -132,7 +133,7 @@ def _read_work(recipe: Recipe, first: int) -> Work:
         DataError: with every problem of every stage's records.
         MissingExtraError: a stage wants adapters and peft is not installed.
     """
-    tokenizer = Tokenizer.load(recipe.model.language.tokenizer_path)
+    tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
     data: dict[int, StageData] = {}
     steps: dict[int, list[tuple[Pack, ...]]] = {}
     problems: dict[str, None] = {}  # in order, and once: stages can share a file
@@ -141,13 +142,20 @@ def _read_work(recipe: Recipe, first: int) -> Work:
         if any(plan.lora is not None for plan in stage.train.parts.values()):
             require_peft()
         try:
-            data[index] = read_stage(stage, recipe.model, tokenizer)
+            data[index] = read_stage(stage, recipe.composition, tokenizer)
             steps[index] = plan_steps(data[index], stage, recipe.seed)
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(list(problems))
     return Work(recipe, tokenizer, data, steps)
+
+
+def _first_model(recipe: Recipe) -> Vlm:
+    """The model as the first stage finds it, all of it trainable until the stage says what is."""
+    if recipe.start_from is None:
+        return Vlm(recipe.composition)
+    return load(recipe.start_from).model.requires_grad_(requires_grad=True).train()
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -205,7 +213,7 @@ def _build_loop(work: Work, index: int, model: Vlm, hooks: Hooks) -> StageLoop:
 def _features(model: Vlm, stage: Stage, examples: Any, prepare: Any, hooks: Hooks) -> FeatureCache:
     cache = FeatureCache(model, prepare)
     cache.load_or_forget(hooks.on_line)
-    computed = cache.add((p for example in examples for p in example.pictures), hooks.on_features)
+    computed = cache.add((pair for example in examples for pair in example.seen), hooks.on_features)
     hooks.on_line(
         f"stage {stage.name!r}: features of {computed} pictures computed, {len(cache) - computed} were cached"
     )

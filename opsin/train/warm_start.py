@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's usual name)
 
 from opsin.core.errors import TrainError
-from opsin.core.types import Example, Grid
+from opsin.core.types import Example, Layout
 from opsin.data.loader import Features
 from opsin.model.vlm import Vlm
 from opsin.train.optimiser import rate_factor
@@ -43,13 +43,15 @@ class WarmStarted:
 
 @dataclass(frozen=True)
 class Captioned:
-    """Pictures with the words of their captions: `words_GW` rows sum to 1 over the vocabulary `directions_WD`.
+    """Pictures, as features (P, C) each, with the words of their captions.
+
+    `words_GW` rows sum to 1 over the vocabulary `directions_WD`.
 
     Directions are taken from the mean of the captions' own words, so that what all of them share does not count.
     """
 
-    grid: Grid
-    features_GPC: Tensor
+    layouts: tuple[Layout, ...]
+    features: tuple[Tensor, ...]
     words_GW: Tensor
     directions_WD: Tensor
 
@@ -65,7 +67,7 @@ def warm_start(
     embeddings_VD = model.decoder.input_weight.detach().float()
     data = _captioned(examples, features, embeddings_VD)
     centre_D, length = embeddings_VD.mean(0), embeddings_VD.norm(dim=1).mean()
-    optimiser = torch.optim.AdamW(model.connector.parameters(), lr=settings.lr, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.connection.parameters(), lr=settings.lr, weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     count = len(data.words_GW)
     steps, step = settings.epochs * math.ceil(count / BATCH), 0
@@ -74,12 +76,12 @@ def warm_start(
         total = 0.0
         for rows in torch.randperm(count, generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
             optimiser.param_groups[0]["lr"] = settings.lr * rate_factor(step, steps, RISING)
-            visual_GND = model.connector(data.features_GPC[rows].float().to(model.device), data.grid) - centre_D
-            cosines_GW = F.normalize(visual_GND.mean(1), dim=-1) @ data.directions_WD.T
+            visual_ND, means_GD = _tokens(model, data, rows.tolist(), centre_D)
+            cosines_GW = F.normalize(means_GD, dim=-1) @ data.directions_WD.T
             loss = -(data.words_GW[rows].to(model.device) * (cosines_GW / TEMPERATURE).log_softmax(-1)).sum(-1).mean()
-            stretch = (visual_GND.norm(dim=-1) / length - 1).square().mean()
+            stretch = (visual_ND.norm(dim=-1) / length - 1).square().mean()
             (loss + stretch).backward()
-            nn.utils.clip_grad_norm_(model.connector.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.connection.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             total += loss.item() * len(rows)
@@ -88,8 +90,17 @@ def warm_start(
     return WarmStarted(pictures=count, first=epochs[0], last=epochs[-1])
 
 
+def _tokens(model: Vlm, data: Captioned, rows: Sequence[int], centre_D: Tensor) -> tuple[Tensor, Tensor]:
+    """Visual tokens (N, D) of some pictures, less the centre, and their mean for each picture (G, D)."""
+    layouts = [data.layouts[row] for row in rows]
+    features_PC = torch.cat([data.features[row] for row in rows]).float().to(model.device)
+    visual_ND = model.connection(features_PC, layouts) - centre_D
+    means = [part.mean(0) for part in visual_ND.split([layout.tokens for layout in layouts])]
+    return visual_ND, torch.stack(means)
+
+
 def _captioned(examples: Sequence[Example], features: Features, embeddings_VD: Tensor) -> Captioned:
-    captions = [(e, set(e.tokens_T[e.supervised_T].tolist())) for e in examples if len(e.pictures) == 1]
+    captions = [(e, set(e.tokens_T[e.supervised_T].tolist())) for e in examples if len(e.media) == 1]
     in_captions = Counter(word for _, words in captions for word in words)
     # A word of every caption (the article, the final mark) tells nothing: its weight is log(1) = 0.
     weights = {word: math.log(len(captions) / n) for word, n in in_captions.items() if n < len(captions)}
@@ -103,8 +114,8 @@ def _captioned(examples: Sequence[Example], features: Features, embeddings_VD: T
             words_GW[row, vocabulary[word]] = weights[word]
     directions_WD = embeddings_VD[sorted(weights)] - embeddings_VD[sorted(weights)].mean(0)
     return Captioned(
-        grid=usable[0][0].layouts[0].grids[0],
-        features_GPC=features.get([e.pictures[0] for e, _ in usable]),
+        layouts=tuple(e.layouts[0] for e, _ in usable),
+        features=tuple(features.get(e.seen) for e, _ in usable),
         words_GW=words_GW / words_GW.sum(1, keepdim=True),
         directions_WD=F.normalize(directions_WD, dim=1),
     )

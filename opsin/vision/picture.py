@@ -68,7 +68,12 @@ def _open_stream(picture: Picture) -> BinaryIO:
         raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _check_size(name: str, height: int, width: int) -> None:
+def check_size(name: str, height: int, width: int) -> None:
+    """Hold a picture's size in pixels against the limits; `name` is what the message calls it.
+
+    Raises:
+        PictureError: it is too small, too large, or too long and thin.
+    """
     if min(height, width) < MIN_SIDE:
         raise PictureError(f"{name}: {height}x{width} pixels (HxW); each side must be at least {MIN_SIDE}")
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
@@ -98,7 +103,7 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
                 f"{picture.name}: not a readable image; supported formats are {', '.join(FORMATS)}"
             ) from None
         with image:
-            _check_size(picture.name, image.height, image.width)
+            check_size(picture.name, image.height, image.width)
             yield image
 
 

@@ -72,7 +72,7 @@ def test_mixed_dtypes_and_the_precision_come_back(tmp_path: Path) -> None:
     assert_same(model, loaded)
     assert loaded.precision == "bf16"
     assert {p.dtype for p in loaded.encoder.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in loaded.connector.parameters()} == {torch.float32}
+    assert {p.dtype for p in loaded.connection.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,13 +118,13 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
     model, prepare = tiny_vlm(tmp_path)
     path = saved(tmp_path / "x", model, prepare)
     other = build(model.config.model_dump() | {"connector": {"kind": "linear"}})
-    with pytest.raises(ModelError, match=r"2 tensors do not fit: unexpected connector\.layers\.2\."):
+    with pytest.raises(ModelError, match=r"2 tensors do not fit: unexpected connection\.connector\.layers\.2\."):
         fill_model(other, path)
 
 
 def test_weights_that_are_a_pickle_are_never_run(tmp_path: Path) -> None:
     model, _ = tiny_vlm(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(unique_state(model.connector)))
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(unique_state(model.connection)))
     with pytest.raises(CheckpointError, match=r"model.safetensors: damaged or missing"):
         fill_model(model, tmp_path)
     (tmp_path / "model.safetensors").unlink()

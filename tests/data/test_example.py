@@ -49,7 +49,7 @@ def test_several_pictures_keep_their_order_and_places(prepare: Preparation, pict
     first = Turn("user", ("left", pictures[2], pictures[0], "right"))
     turns = (first, Turn("assistant", ("Yes.",)), Turn("user", (pictures[1],)), Turn("assistant", ("No.",)))
     example = make_example(Conversation("a", turns), prepare)
-    assert example.pictures == (pictures[2], pictures[0], pictures[1])
+    assert example.media == (pictures[2], pictures[0], pictures[1])
     assert [layout.source for layout in example.layouts] == [(50, 32), (50, 30), (50, 31)]
     assert example.visual_T.sum() == sum(layout.tokens for layout in example.layouts) == 12
     runs = np.flatnonzero(np.diff(np.concatenate([[0], example.visual_T, [0]])))

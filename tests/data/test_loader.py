@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,8 @@ import torch
 
 from opsin.core.errors import PictureError
 from opsin.core.types import IGNORE_INDEX, Conversation, Picture, Turn
-from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate, picture_pixels
+from opsin.data.example import Preparation, Seen, make_example
+from opsin.data.loader import collate, medium_pixels
 from opsin.data.user_turn import user_turn
 from tests.support.models import dialogue, draw_picture, examples_of, tiny_vlm
 
@@ -34,9 +36,9 @@ def test_a_pack_is_its_documents_one_after_the_other(prepare: Preparation, conve
     batch = collate(examples, prepare)
     assert batch.ids == ("a", "b", "c")
     assert batch.lengths == tuple(example.num_tokens for example in examples)
-    assert batch.num_tokens == len(batch.tokens_T) == len(batch.targets_T) == len(batch.positions_T)
+    assert batch.num_tokens == len(batch.tokens_T) == len(batch.targets_T) == batch.positions_AT.shape[1]
     assert batch.tokens_T.tolist() == [int(t) for example in examples for t in example.tokens_T]
-    assert batch.positions_T.tolist() == [p for length in batch.lengths for p in range(length)]
+    assert batch.positions_AT.tolist() == [[p for length in batch.lengths for p in range(length)]]
     assert batch.visual_N.tolist() == np.flatnonzero(np.concatenate([e.visual_T for e in examples])).tolist()
     assert len(batch.visual_N) == sum(layout.tokens for layout in batch.layouts) == 12
 
@@ -66,7 +68,7 @@ def test_a_document_that_begins_with_a_learned_token_is_not_predicted_by_the_one
 ) -> None:
     first, second = examples_of(conversations[1:2] * 2, prepare)
     all_learned = np.ones_like(second.supervised_T)
-    second = type(second)("x", "", second.tokens_T, all_learned, second.visual_T, (), ())
+    second = replace(second, supervised_T=all_learned)
     batch = collate([first, second], prepare)
     assert batch.targets_T[first.num_tokens - 1] == IGNORE_INDEX
     assert (batch.targets_T != IGNORE_INDEX).sum() == first.num_supervised + second.num_supervised
@@ -74,30 +76,31 @@ def test_a_document_that_begins_with_a_learned_token_is_not_predicted_by_the_one
 
 def test_pixels_are_those_of_the_pictures_in_order(prepare: Preparation, conversations: list[Conversation]) -> None:
     batch = collate(examples_of(conversations, prepare), prepare)
-    assert batch.pixels is not None
-    assert batch.pixels.dtype == torch.uint8
-    pictures = [picture for conversation in conversations for picture in conversation.pictures]
-    expected = np.stack([picture_pixels(picture, prepare) for picture in pictures])
-    assert np.array_equal(batch.pixels.numpy(), expected)
+    assert batch.pixels_X is not None
+    assert batch.pixels_X.dtype == torch.uint8
+    seen = [pair for example in examples_of(conversations, prepare) for pair in example.seen]
+    expected = np.stack([medium_pixels(*pair, prepare) for pair in seen])
+    assert np.array_equal(batch.pixels_X.numpy(), expected.flatten())
 
 
 def test_a_batch_of_text_has_no_pixels(prepare: Preparation, conversations: list[Conversation]) -> None:
     batch = collate(examples_of(conversations[1:2], prepare), prepare)
-    assert batch.pixels is None
-    assert batch.features_GPC is None
+    assert batch.pixels_X is None
+    assert batch.features_PC is None
     assert len(batch.visual_N) == 0
 
 
 def test_cached_features_take_the_place_of_pixels(prepare: Preparation, conversations: list[Conversation]) -> None:
     class Cached:
-        def get(self, pictures: list[Picture]) -> torch.Tensor:
-            return torch.stack([torch.full((4, 2), float(picture.path.stem)) for picture in pictures if picture.path])
+        def get(self, seen: Sequence[Seen]) -> torch.Tensor:
+            stems = [medium.path.stem for medium, _ in seen if isinstance(medium, Picture) and medium.path]
+            return torch.cat([torch.full((4, 2), float(stem)) for stem in stems])
 
     batch = collate(examples_of(conversations, prepare), prepare, Cached())
-    assert batch.pixels is None
-    assert batch.features_GPC is not None
-    assert batch.features_GPC[:, 0, 0].tolist() == [0, 1, 2]
-    assert collate(examples_of(conversations[1:2], prepare), prepare, Cached()).features_GPC is None
+    assert batch.pixels_X is None
+    assert batch.features_PC is not None
+    assert batch.features_PC[::4, 0].tolist() == [0, 1, 2]
+    assert collate(examples_of(conversations[1:2], prepare), prepare, Cached()).features_PC is None
 
 
 def test_a_picture_damaged_behind_its_header_is_named_with_its_sample(prepare: Preparation, tmp_path: Path) -> None:

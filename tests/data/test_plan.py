@@ -19,7 +19,9 @@ def example(length: int, number: int = 0) -> Example:
     supervised = np.zeros(length, dtype=bool)
     supervised[length // 2 :] = True
     empty = np.zeros(length, dtype=bool)
-    return Example(f"id-{number}", f"data.json:{number}", np.zeros(length, np.int64), supervised, empty, (), ())
+    positions = np.arange(length)[None]
+    where = f"data.json:{number}"
+    return Example(f"id-{number}", where, np.zeros(length, np.int64), supervised, empty, positions, (), (), ())
 
 
 def examples_of(lengths: Any) -> list[Example]:

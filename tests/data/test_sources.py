@@ -69,7 +69,7 @@ def test_marks_become_parts_and_text_stays_as_written(folder: Path, array: bool)
     )
     assert second.turns[0].parts == ("Compare ", a, " and ", b, ".")
     assert second.turns[2].parts == ("Why?\n", a)
-    assert (third.id, third.pictures, third.where) == ("7", (), f"{path}:{3 + array}")
+    assert (third.id, third.media, third.where) == ("7", (), f"{path}:{3 + array}")
 
 
 def test_counts_and_the_dropped_first_gpt_turn(folder: Path) -> None:
@@ -138,13 +138,13 @@ def test_paths_outside_can_be_allowed(folder: Path) -> None:
     names = [str(folder / "secret.jpg"), "../secret.jpg", "link.jpg"]
     path = written(folder, [llava("<image>" * 3, "A", image=names)])
     (found,) = LlavaFile(path=path, image_root=folder / "images", allow_outside=True).conversations(Counter())
-    assert len(found.pictures) == 3
+    assert len(found.media) == 3
 
 
 def test_images_are_beside_the_file_by_default(folder: Path) -> None:
     path = written(folder / "images", [llava("<image>", "A", image="a.jpg")])
     (found,) = LlavaFile(path=path).conversations(Counter())
-    assert found.pictures[0].path == folder / "images" / "a.jpg"
+    assert found.media[0].path == folder / "images" / "a.jpg"
 
 
 def test_bom_blank_lines_and_windows_line_ends(folder: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import DataError
 from opsin.data.example import make_example
+from opsin.data.loader import medium_pixels
 from opsin.evaluate import heldout
 from opsin.evaluate.heldout import Asker, Effort, caption_scores, evaluate, retrieval
 from opsin.evaluate.questions import read_questions
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from opsin.core.types import Batch, Picture
+    from opsin.core.types import Batch
+    from opsin.data.example import Seen
     from opsin.model.vlm import Vlm
     from opsin.text.tokenizer import Tokenizer
 
@@ -115,21 +117,17 @@ def test_cached_features_take_the_place_of_the_encoder(
 ) -> None:
     model, tokenizer = tiny
     expected = run(tiny, data)
-    encode, prepare = model.encode, preparation(model.config, tokenizer)
+    encode, prepare = model.encoder.forward, preparation(model.config, tokenizer)
 
     class Cached:
-        def get(self, pictures: Sequence[Picture]) -> Tensor:
-            pixels = [heldout_pixels(picture) for picture in pictures]
-            return encode(torch.stack(pixels))
+        def get(self, seen: Sequence[Seen]) -> Tensor:
+            pixels = [torch.from_numpy(medium_pixels(*pair, prepare)).flatten() for pair in seen]
+            return encode(torch.cat(pixels), [layout for _, layout in seen])
 
-    def heldout_pixels(picture: Picture) -> Tensor:
-        with Image.open(picture.path or "") as image:
-            return torch.from_numpy(prepare.resolution.pixels(image.convert("RGB"), prepare.mean))
-
-    def must_not_run(_pixels: Tensor) -> Tensor:
+    def must_not_run(*_: object) -> Tensor:
         raise AssertionError("the encoder ran although its features are cached")
 
-    monkeypatch.setattr(model, "encode", must_not_run)
+    monkeypatch.setattr(model.encoder, "forward", must_not_run)
     assert run(tiny, data, features=Cached()).predictions == expected.predictions
 
 

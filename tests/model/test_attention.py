@@ -89,7 +89,7 @@ def decoder(**facts: Any) -> Decoder:
 def test_no_document_sees_another(changed: int, tmp_path: Path) -> None:
     lengths = [9, 10, 31]
     model = decoder()
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None, None]
     tokens = torch.randint(1, 500, (1, sum(lengths)), generator=torch.Generator().manual_seed(1))
     other = tokens.clone()
     start = sum(lengths[:changed])
@@ -106,10 +106,10 @@ def test_a_document_does_not_depend_on_what_it_is_packed_with() -> None:
     documents = [torch.randint(1, 500, (1, n), generator=torch.Generator().manual_seed(n)) for n in (5, 6, 40)]
     lengths = [ids.shape[1] for ids in documents]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    together = model(model.embed(torch.cat(documents, dim=1)), positions, PackedAttention.plan(lengths, CPU))
+    together = model(model.embed(torch.cat(documents, dim=1)), positions[None], PackedAttention.plan(lengths, CPU))
     for ids, hidden in zip(documents, together[0].split(lengths), strict=True):
         length = ids.shape[1]
-        alone = model(model.embed(ids), torch.arange(length)[None], PackedAttention.plan([length], CPU))
+        alone = model(model.embed(ids), torch.arange(length)[None, None], PackedAttention.plan([length], CPU))
         torch.testing.assert_close(hidden, alone[0], atol=1e-5, rtol=1e-5)
 
 

@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
 from opsin.core.errors import ModelError
-from opsin.model.config import Encoder
-from opsin.model.encoders import TOWER_MODEL_TYPES, Normalise, fill_exactly, load_encoder
-from tests.support.models import ENCODERS, SIZES, TOWER, encoder_value, tiny_vlm
+from opsin.core.types import Block, Grid, Layout, Picture
+from opsin.model.encoder_values import Encoder
+from opsin.model.encoders import TOWER_MODEL_TYPES, fill_exactly, load_encoder
+from opsin.model.pixels import Normalise
+from tests.support.models import SIZES, TOWER, dialogue, draw_picture, encoder_value, packed, tiny_vlm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +24,12 @@ VALUES: TypeAdapter[Any] = TypeAdapter(Encoder)
 def pixels(kind: str, count: int = 2) -> torch.Tensor:
     size = SIZES[kind]
     return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def layouts(images: torch.Tensor) -> list[Layout]:
+    """Every picture as a layout of 2 x 2 patches."""
+    canvas = (images.shape[2], images.shape[3])
+    return [Layout(canvas, canvas, 1, Grid(1, 2, 2), (2, 2), (Block(1, 2, 2),)) for _ in images]
 
 
 def pair(kind: str, layer: int) -> tuple[torch.nn.Module, Any, Any]:
@@ -41,7 +49,7 @@ def test_features_are_the_patch_tokens_of_the_selected_layer(kind: str, prefix: 
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (value.mean, value.std))
     with torch.no_grad():
         outputs = theirs(pixel_values=(images / 255 - mean) / std, output_hidden_states=True)
-        features = ours(images)
+        features = ours(images.flatten(), layouts(images)).view(2, 4, -1)
     expected = outputs.hidden_states[layer]
     if kind == "dinov2" and layer == -1:
         expected = outputs.last_hidden_state  # its final layer norm belongs to the last layer
@@ -54,9 +62,10 @@ def test_siglips_last_layer_is_taken_before_its_final_norm() -> None:
     ours, theirs, _ = pair("siglip", -1)
     images = pixels("siglip")
     with torch.no_grad():
-        normed = theirs(pixel_values=(images / 255 - 0.5) / 0.5).last_hidden_state
-        torch.testing.assert_close(theirs.post_layernorm(ours(images)), normed, atol=2e-5, rtol=1e-4)
-        assert (ours(images) - normed).abs().max() > 1e-2
+        normed = theirs(pixel_values=(images / 255 - 0.5) / 0.5).last_hidden_state.flatten(0, 1)
+        features = ours(images.flatten(), layouts(images))
+        torch.testing.assert_close(theirs.post_layernorm(features), normed, atol=2e-5, rtol=1e-4)
+        assert (features - normed).abs().max() > 1e-2
 
 
 def test_normalisation_is_exact_at_black_and_white() -> None:
@@ -70,15 +79,17 @@ def test_efficientnet_gives_one_feature_a_place_row_by_row() -> None:
     encoder = load_encoder(VALUES.validate_python(encoder_value("efficientnet_lite")))
     images = pixels("efficientnet_lite")
     feature_map = encoder.network(encoder.normalise(images))
-    features = encoder(images)
+    features = encoder(images.flatten(), layouts(images)).view(2, 4, -1)
     assert features.shape == (2, 4, encoder.width)
     torch.testing.assert_close(features[:, 1], feature_map[:, :, 0, 1])
     torch.testing.assert_close(features[:, 2], feature_map[:, :, 1, 0])
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", [*SIZES])
 def test_a_frozen_encoder_builds_no_graph(kind: str, tmp_path: Path) -> None:
-    model, _ = tiny_vlm(tmp_path, encoder=kind)
+    model, prepare = tiny_vlm(tmp_path, encoder=kind)
+    picture = Picture(path=draw_picture(tmp_path / "0.png", 0))
+    batch = packed([dialogue("a", "What?", "A cat.", [picture])], prepare)
     saved: list[torch.Tensor] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,15 +97,43 @@ def test_a_frozen_encoder_builds_no_graph(kind: str, tmp_path: Path) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        assert model.encode(pixels(kind)).requires_grad
+        assert model.encode(batch).requires_grad
         assert saved
         saved.clear()
         model.encoder.requires_grad_(requires_grad=False)
-        assert not model.encode(pixels(kind)).requires_grad
+        assert not model.encode(batch).requires_grad
         assert not saved
         model.encoder.requires_grad_(requires_grad=True)
         with torch.no_grad():
-            assert not model.encode(pixels(kind)).requires_grad
+            assert not model.encode(batch).requires_grad
+
+
+def test_several_layers_stand_side_by_side() -> None:
+    one = pair("clip", -2)[0]
+    value = VALUES.validate_python(encoder_value("clip") | {"select_layer": [-2, 1]})
+    ours = load_encoder(value)
+    ours.load_state_dict(one.state_dict())
+    images = pixels("clip")
+    with torch.no_grad():
+        features = ours(images.flatten(), layouts(images))
+        first = one(images.flatten(), layouts(images))
+    assert value.width == ours.width == features.shape[1] == 32
+    assert torch.equal(features[:, :16], first)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_resized_position_embeddings_take_canvases_of_several_sizes(kind: str) -> None:
+    value = VALUES.validate_python(encoder_value(kind) | {"interpolate_positions": True})
+    torch.manual_seed(0)
+    encoder = load_encoder(value)
+    canvases = [(32, 32), (48, 64), (32, 32), (16, 80)]
+    frames = [torch.randint(0, 256, (1, 3, *canvas)).to(torch.uint8) for canvas in canvases]
+    grids = [Grid(1, h // 16, w // 16) for h, w in canvases]
+    of = [Layout(c, c, 1, g, (g.h, g.w), (Block(1, g.h, g.w),)) for c, g in zip(canvases, grids, strict=True)]
+    with torch.no_grad():
+        together = encoder(torch.cat([frame.flatten() for frame in frames]), of)
+        alone = torch.cat([encoder(frame.flatten(), [layout]) for frame, layout in zip(frames, of, strict=True)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_a_tower_is_loaded_from_a_directory(tmp_path: Path) -> None:

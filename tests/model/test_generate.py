@@ -55,12 +55,13 @@ def appended(model: Vlm, prompt: Batch, tokens: list[int]) -> torch.Tensor:
     longer = Batch(
         tokens_T=ids,
         targets_T=torch.full_like(ids, -100),
-        positions_T=torch.arange(len(ids)),
+        positions_AT=torch.arange(len(ids))[None],
         lengths=(len(ids),),
         visual_N=prompt.visual_N,
+        seen_T=torch.cat([prompt.seen_T, prompt.seen_T[-1:].expand(len(tokens))]),
         layouts=prompt.layouts,
         ids=prompt.ids,
-        pixels=prompt.pixels,
+        pixels_X=prompt.pixels_X,
     )
     return model.decoder.logits(model(longer))
 

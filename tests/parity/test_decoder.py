@@ -59,7 +59,7 @@ def test_every_supported_kind_is_compared() -> None:
 def test_packed_logits_and_gradients_equal_transformers_one_by_one(kind: str) -> None:
     ours, theirs = pair(kind)
     documents = [torch.randint(0, 512, (1, n), generator=torch.Generator().manual_seed(n)) for n in LENGTHS]
-    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None, None]
     attend = PackedAttention.plan(LENGTHS, torch.device("cpu"))
     logits = ours.logits(ours(ours.embed(torch.cat(documents, dim=1)), positions, attend))[0]
     one_by_one = torch.cat([theirs(input_ids=ids, use_cache=False).logits[0] for ids in documents])
@@ -82,7 +82,7 @@ def test_a_window_changes_the_result() -> None:
     wide, narrow = pair("mistral")[0], pair("mistral, window")[0]
     ids = torch.arange(20)[None]
     attend = PackedAttention.plan([20], torch.device("cpu"))
-    one, other = (model(model.embed(ids), torch.arange(20)[None], attend)[0] for model in (wide, narrow))
+    one, other = (model(model.embed(ids), torch.arange(20)[None, None], attend)[0] for model in (wide, narrow))
     torch.testing.assert_close(one[:5], other[:5])
     assert (one[5:] - other[5:]).abs().max() > 1e-2
 

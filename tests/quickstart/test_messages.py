@@ -21,9 +21,11 @@ from opsin.quickstart.run import Measuring, Options, Outcome, chat_command, quic
 from opsin.report.scores import Reference
 from opsin.train.progress import ProgressHooks
 from tests.support.easy_vqa import easy_vqa_wheel
+from tests.support.models import tiny_vlm
 
 if TYPE_CHECKING:
     from opsin.core.types import Picture
+    from opsin.data.example import Seen
     from opsin.text.tokenizer import Tokenizer
     from opsin.train.features import FeatureCache
 
@@ -88,19 +90,19 @@ def test_a_directory_with_a_run_says_how_to_finish_it(monkeypatch: pytest.Monkey
 class Colours:
     """A cache whose features tell the shape of every second picture."""
 
-    def add(self, pictures: list[Picture], _on_progress: object) -> int:
-        return len(pictures)
+    def add(self, seen: list[Seen], _on_progress: object) -> int:
+        return len(seen)
 
-    def get(self, pictures: list[Picture]) -> torch.Tensor:
-        indices = [int(Path(picture.path or "").stem.split("_")[1]) for picture in pictures]
-        return torch.tensor([[[1.0, 0.0] if index % 2 else [0.0, 1.0]] for index in indices])
+    def get(self, seen: list[Seen]) -> torch.Tensor:
+        indices = [int(Path(cast("Picture", medium).path or "").stem.split("_")[1]) for medium, _ in seen]
+        return torch.tensor([[1.0, 0.0] if index % 2 else [0.0, 1.0] for index in indices])
 
 
 def test_two_levels_of_the_encoder_also_for_easy_vqa(tmp_path: Path) -> None:
     size = DatasetSize(held_out=8, scenes=8)
     dataset = build_easy_vqa(easy_vqa_wheel(tmp_path / "easy.whl"), tmp_path / "data", 0, size)
     measuring = Measuring(dataset, cast("Tokenizer", None), ProgressHooks(written()))
-    assert measuring._encoder_level(cast("FeatureCache", Colours())) == [
+    assert measuring._encoder_level(cast("FeatureCache", Colours()), tiny_vlm(tmp_path)[1]) == [
         Reference("category", "accuracy", "encoder's 1-NN", 1.0),
         Reference("category", "accuracy", "1-NN, leave one out", 1.0),
     ]

@@ -24,9 +24,24 @@ if TYPE_CHECKING:
 
     from opsin.core.types import Batch, Example, Picture
 
-ENCODERS = ("clip", "siglip", "dinov2", "efficientnet_lite")
-CONNECTORS = ("linear", "mlp", "average_pool")
+ENCODERS = ("clip", "siglip", "dinov2", "efficientnet_lite", "native_vit")
+CONNECTORS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "mlp": {},
+    "average_pool": {"side": 1},
+    "pixel_shuffle": {},
+    "patch_merger": {},
+    "c_abstractor": {"side": 1, "blocks": 1, "width": 8},
+    "q_former": {"queries": 3, "width": 8, "layers": 2, "heads": 2, "feed_forward": 16, "dropout": 0.0},
+    "perceiver": {"latents": 3, "layers": 1, "heads": 2, "head_width": 4},
+}
 LANGUAGES = ("llama", "mistral", "qwen2", "qwen3")
+RESOLUTIONS = ("square", "any_res", "native")
+POSITIONS: dict[str, dict[str, Any]] = {"sequential": {}, "mrope": {"sections": [1, 1, 1]}}
+FUSIONS: dict[str, dict[str, Any]] = {
+    "splice": {},
+    "gated_cross_attention": {"every": 2, "heads": 2, "head_width": 4, "feed_forward": 2},
+}
 VOCABULARY = 512
 WIDTH = 24
 
@@ -38,19 +53,33 @@ TOWER = {
     "image_size": 32,
     "patch_size": 16,
 }
-SIZES = {"clip": 32, "siglip": 32, "dinov2": 32, "efficientnet_lite": 64}
+NATIVE_VIT = {"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2, "patch_size": 16, "temporal_patch_size": 2}
+SIZES = {"clip": 32, "siglip": 32, "dinov2": 32, "efficientnet_lite": 64, "native_vit": 32}
 """Side of the canvas, so that every encoder gives 2 x 2 patches."""
 
 
 def encoder_value(kind: str, **changes: Any) -> dict[str, Any]:
     """An encoder's entry of a model: a three-layer tower of width 16, or the tiny EfficientNet."""
-    config = {"variant": "tiny"} if kind == "efficientnet_lite" else dict(TOWER)
+    config: dict[str, Any] = {"efficientnet_lite": {"variant": "tiny"}, "native_vit": NATIVE_VIT}.get(kind, TOWER)
     return {"kind": kind, "config": config | changes}
 
 
 def connector_value(kind: str) -> dict[str, Any]:
-    """A connector's entry of a model; the pool leaves one token."""
-    return {"kind": kind, **({"side": 1} if kind == "average_pool" else {})}
+    """A connector's entry of a model, narrow; pools leave one token."""
+    return {"kind": kind, **CONNECTORS[kind]}
+
+
+def resolution_value(kind: str, encoder: str) -> dict[str, Any]:
+    """A resolution's entry of a model: pictures of at most a few tens of patches."""
+    side = SIZES[encoder]
+    if kind == "any_res":
+        pinpoints = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+        return {"kind": kind, "size": side, "pinpoints": pinpoints, "max_tiles": 3}
+    if kind == "native":
+        limits = {"min_pixels": side * side, "max_pixels": 6 * side * side}
+        videos = {"video_min_pixels": side * side, "video_max_pixels": 2 * side * side}
+        return {"kind": kind, **limits, **videos}
+    return {"kind": kind, "size": side}
 
 
 def language_facts(kind: str, **changes: Any) -> dict[str, Any]:
@@ -78,14 +107,20 @@ def model_value(
     encoder: str = "efficientnet_lite",
     connector: str = "mlp",
     language: str = "llama",
+    resolution: str = "square",
+    positions: str = "sequential",
+    fusion: str = "splice",
     **facts: Any,
 ) -> dict[str, Any]:
     """The `model` of a recipe; `facts` change the language model's config."""
+    resized = resolution == "native" and encoder in {"clip", "siglip", "dinov2"}
     return {
-        "encoder": encoder_value(encoder),
+        "encoder": encoder_value(encoder) | ({"interpolate_positions": True} if resized else {}),
         "connector": connector_value(connector),
         "language": {"config": language_facts(language, **facts), "tokenizer": str(tokenizer_dir)},
-        "resolution": {"size": SIZES[encoder]},
+        "resolution": resolution_value(resolution, encoder),
+        "positions": {"kind": positions, **POSITIONS[positions]},
+        "fusion": {"kind": fusion, **FUSIONS[fusion]},
         "template": {"kind": "chatml"},
     }
 

@@ -37,7 +37,7 @@ def tiny_model(folder: Path) -> tuple[Vlm, Tokenizer]:
             "encoder": {"kind": "efficientnet_lite", "config": {"variant": "tiny"}},
             "connector": {"kind": "mlp"},
             "language": {"config": language, "tokenizer": str(tokenizer_dir)},
-            "resolution": {"size": 64},
+            "resolution": {"kind": "square", "size": 64},
             "template": {"kind": "chatml"},
         }
     )

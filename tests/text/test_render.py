@@ -49,7 +49,7 @@ def as_llava(rendered: Rendered) -> tuple[list[int], list[int]]:
     """Ids and labels with -200 where a picture is."""
     ids = list(rendered.ids)
     labels = [token if learned else IGNORED for token, learned in zip(ids, rendered.supervised, strict=True)]
-    for index, _ in reversed(rendered.pictures):
+    for index, _ in reversed(rendered.media):
         ids.insert(index, PICTURE_ID)
         labels.insert(index, IGNORED)
     return ids, labels
@@ -141,7 +141,7 @@ def test_a_prompt_is_a_prefix_of_what_was_trained_on(
         prompt = render(chat(*texts[:end], picture=picture), template, tokenizer, open_for_generation=True)
         assert whole.ids[: len(prompt.ids)] == prompt.ids
         assert whole.supervised[: len(prompt.ids)] == prompt.supervised
-        assert whole.pictures == prompt.pictures
+        assert whole.media == prompt.media
         assert any(whole.supervised[len(prompt.ids) :])
 
 
@@ -180,4 +180,4 @@ def test_plain_has_no_end_mark(chatml: Tokenizer) -> None:
     rendered = render(chat("Describe.", "a dog", picture=True), Plain(), chatml)
     assert rendered.ids == tuple(chatml.encode("a dog\n"))
     assert rendered.supervised == (True,) * len(rendered.ids)
-    assert rendered.pictures == ((0, PICTURE),)
+    assert rendered.media == ((0, PICTURE),)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from opsin.core.types import Picture
-from opsin.data.example import Preparation
-from opsin.data.loader import picture_pixels
+from opsin.data.example import Preparation, Seen, seen_alone
+from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
 from opsin.train.features import FeatureCache, FeatureCacheError, encoder_digest
 from tests.support.models import build, draw_picture, tiny_vlm
@@ -25,23 +25,25 @@ def made(tmp_path: Path) -> Made:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Picture]:
-    return [Picture(path=draw_picture(tmp_path / f"{n}.png", n)) for n in range(5)]
+def pictures(made: Made, tmp_path: Path) -> list[Seen]:
+    return seen_alone([Picture(path=draw_picture(tmp_path / f"{n}.png", n)) for n in range(5)], made[1])
 
 
 def cache_of(made: Made, folder: Path) -> FeatureCache:
     return FeatureCache(*made, folder=folder / "features")
 
 
-def fresh(made: Made, pictures: list[Picture]) -> torch.Tensor:
+def fresh(made: Made, pictures: list[Seen]) -> torch.Tensor:
     model, prepare = made
-    return model.encode(torch.stack([torch.from_numpy(picture_pixels(p, prepare)) for p in pictures]))
+    pixels = [torch.from_numpy(medium_pixels(*pair, prepare)).flatten() for pair in pictures]
+    features: torch.Tensor = model.encoder(torch.cat(pixels), [layout for _, layout in pictures])
+    return features.view(len(pictures), 4, -1)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_features_equal_a_fresh_encode(
-    made: Made, pictures: list[Picture], tmp_path: Path, precision: Literal["bf16", "fp32"], stored: torch.dtype
+    made: Made, pictures: list[Seen], tmp_path: Path, precision: Literal["bf16", "fp32"], stored: torch.dtype
 ) -> None:
     made[0].precision = precision
     if precision == "bf16":
@@ -51,11 +53,11 @@ def test_features_equal_a_fresh_encode(
     assert cache.add(pictures) == 5
     chosen = [pictures[3], pictures[0], pictures[3]]
     with made[0].computing():
-        expected = fresh(made, pictures)[[3, 0, 3]]
+        expected = fresh(made, pictures)[[3, 0, 3]].flatten(0, 1)
     torch.testing.assert_close(cache.get(chosen), expected.to(cache.get(chosen).dtype), atol=0, rtol=0)
 
 
-def test_a_second_cache_reads_what_the_first_computed(made: Made, pictures: list[Picture], tmp_path: Path) -> None:
+def test_a_second_cache_reads_what_the_first_computed(made: Made, pictures: list[Seen], tmp_path: Path) -> None:
     first, second = cache_of(made, tmp_path), cache_of(made, tmp_path)
     assert first.add(pictures[:3]) == 3
     second.load()
@@ -70,13 +72,13 @@ def test_a_second_cache_reads_what_the_first_computed(made: Made, pictures: list
     assert torch.equal(third.get(pictures), second.get(pictures))
 
 
-def test_a_picture_is_known_by_its_bytes(made: Made, pictures: list[Picture], tmp_path: Path) -> None:
+def test_a_picture_is_known_by_its_bytes(made: Made, pictures: list[Seen], tmp_path: Path) -> None:
     cache = cache_of(made, tmp_path)
-    assert pictures[0].path is not None
-    same = Picture(data=pictures[0].path.read_bytes())
+    original = tmp_path / "0.png"
     copy = tmp_path / "copy.png"
-    copy.write_bytes(pictures[0].path.read_bytes())
-    assert cache.add([pictures[0], same, Picture(path=copy)]) == 1
+    copy.write_bytes(original.read_bytes())
+    same, copied = seen_alone([Picture(data=original.read_bytes()), Picture(path=copy)], made[1])
+    assert cache.add([pictures[0], same, copied]) == 1
     assert torch.equal(cache.get([same]), cache.get([pictures[0]]))
 
 
@@ -85,14 +87,14 @@ def test_another_encoder_or_resolution_has_another_file(made: Made, tmp_path: Pa
     names = {cache_of(made, tmp_path).path}
     other = build(model.config.model_dump(), seed=1)
     names.add(cache_of((other, prepare), tmp_path).path)
-    wider = build(model.config.model_dump() | {"resolution": {"size": 96}})
+    wider = build(model.config.model_dump() | {"resolution": {"kind": "square", "size": 96}})
     names.add(cache_of((wider, prepare), tmp_path).path)
-    stretched = build(model.config.model_dump() | {"resolution": {"size": 64, "fit": "stretch"}})
+    stretched = build(model.config.model_dump() | {"resolution": {"kind": "square", "size": 64, "fit": "stretch"}})
     names.add(cache_of((stretched, prepare), tmp_path).path)
     assert len(names) == 4
     retrained = build(model.config.model_dump())
     assert encoder_digest(retrained) == encoder_digest(model)
-    for parameter in (*retrained.decoder.parameters(), *retrained.connector.parameters()):
+    for parameter in (*retrained.decoder.parameters(), *retrained.connection.parameters()):
         parameter.data += 1
     assert encoder_digest(retrained) == encoder_digest(model)  # other parts do not matter
 
@@ -102,7 +104,7 @@ def test_another_encoder_or_resolution_has_another_file(made: Made, tmp_path: Pa
     [("cut", "not whole"), ("byte", "its checksum differs"), ("text", "not whole"), ("empty", "not whole")],
 )
 def test_a_damaged_file_is_named_and_its_features_computed_again(
-    made: Made, pictures: list[Picture], tmp_path: Path, damage: str, reason: str
+    made: Made, pictures: list[Seen], tmp_path: Path, damage: str, reason: str
 ) -> None:
     cache = cache_of(made, tmp_path)
     cache.add(pictures)
@@ -127,7 +129,7 @@ def test_the_file_is_in_opsins_home(made: Made, tmp_path: Path, monkeypatch: pyt
     assert FeatureCache(*made).path.parent == tmp_path / "home" / "features"
 
 
-def test_computing_leaves_no_graph(made: Made, pictures: list[Picture], tmp_path: Path) -> None:
+def test_computing_leaves_no_graph(made: Made, pictures: list[Seen], tmp_path: Path) -> None:
     made[0].encoder.requires_grad_(requires_grad=True)
     cache = FeatureCache(made[0], replace(made[1]), tmp_path)
     cache.add(pictures)

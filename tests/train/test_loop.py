@@ -138,38 +138,38 @@ def test_text_alone_trains_the_language_model(tmp_path: Path) -> None:
 
 def test_a_later_step_of_text_alone_leaves_the_connector_without_a_gradient(tmp_path: Path) -> None:
     loop = loop_of(tmp_path)
-    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
-    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.media)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.media)
     loop.steps = [*one_step(loop.data, [[with_picture]]), *one_step(loop.data, [[text]])]
     assert [loop.take_step().pictures for _ in range(2)] == [1, 0]
 
 
 def test_a_first_step_of_text_alone_does_not_fail_the_audit(tmp_path: Path) -> None:
     loop = loop_of(tmp_path)
-    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
-    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.media)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.media)
     loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture]])]
     assert [loop.take_step().pictures for _ in range(2)] == [0, 1]
 
 
 def test_text_alone_in_a_stage_that_trains_the_connector_only(tmp_path: Path) -> None:
     loop = loop_of(tmp_path, train={"connector": {"lr": 1e-2}})
-    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
-    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.media)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.media)
     loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture], [text]])]
-    before = [p.detach().clone() for p in loop.model.connector.parameters()]
+    before = [p.detach().clone() for p in loop.model.connection.parameters()]
     done = loop.take_step()
     assert done.loss > 0
     assert done.grad_norm == 0
-    assert all(torch.equal(p, b) for p, b in zip(loop.model.connector.parameters(), before, strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(loop.model.connection.parameters(), before, strict=True))
     loop.take_step()
-    assert not torch.equal(next(loop.model.connector.parameters()), before[0])
+    assert not torch.equal(next(loop.model.connection.parameters()), before[0])
 
 
 def test_the_first_step_with_pictures_is_audited_too(tmp_path: Path) -> None:
     loop = loop_of(tmp_path)
-    text = next(i for i, e in enumerate(loop.data.examples) if not e.pictures)
-    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.pictures)
+    text = next(i for i, e in enumerate(loop.data.examples) if not e.media)
+    with_picture = next(i for i, e in enumerate(loop.data.examples) if e.media)
     loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture]]) * 2]
     audits: list[Any] = []
     loop.on_audit = audits.append
@@ -178,7 +178,7 @@ def test_the_first_step_with_pictures_is_audited_too(tmp_path: Path) -> None:
     assert len(audits) == 2
     loop = loop_of(tmp_path)
     loop.steps = [*one_step(loop.data, [[text]]), *one_step(loop.data, [[with_picture]])]
-    loop.model.connector.register_forward_hook(lambda _module, _inputs, visual: visual.detach())
+    loop.model.connection.register_forward_hook(lambda _module, _inputs, visual: visual.detach())
     loop.take_step()
     with pytest.raises(TrainError, match="connector: trained by the plan, but no gradient reaches any of its 4"):
         loop.take_step()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opsin.core.types import Batch
     from opsin.model.vlm import Vlm
 
-PREFIX = {"vision": "encoder.", "connector": "connector.", "language": "decoder."}
+PREFIX = {"vision": "encoder.", "connector": "connection.", "language": "decoder."}
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def ready(model: Vlm, plan: Stage, precision: str) -> None:
 
 def test_what_a_later_stage_trains_is_not_rounded(made: tuple[Vlm, Batch]) -> None:
     model, _ = made
-    weights = {name: p.detach().clone() for name, p in model.connector.named_parameters()}
+    weights = {name: p.detach().clone() for name, p in model.connection.named_parameters()}
     stages = [stage(language=0.01), stage(connector=0.01)]
     store_parts(model, stages, "bf16")
     for plan in stages:
         prepare_parts(model, plan)
-    assert all(torch.equal(p, weights[name]) for name, p in model.connector.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in model.connection.named_parameters())
     assert next(model.encoder.parameters()).dtype == torch.bfloat16
 
 
@@ -143,9 +143,9 @@ def test_decay_is_for_matrices_only(made: tuple[Vlm, Batch]) -> None:
     model, _ = made
     plan = stage(connector={"lr": 0.1, "weight_decay": 0.5})
     ready(model, plan, "fp32")
-    weight, bias = model.connector.layers[0].weight, model.connector.layers[0].bias
+    weight, bias = model.connection.connector.layers[0].weight, model.connection.connector.layers[0].bias
     before = weight.detach().clone(), bias.detach().clone()
-    for parameter in model.connector.parameters():
+    for parameter in model.connection.parameters():
         parameter.grad = torch.zeros_like(parameter)
     build_optimiser(model, plan).step()
     torch.testing.assert_close(weight, before[0] * (1 - 0.1 * 0.5))
@@ -201,7 +201,7 @@ class TestAudit:
     def test_passes(self, trained: tuple[Vlm, Stage, torch.optim.Optimizer]) -> None:
         model = trained[0]
         audit = audit_gradients(*trained)
-        assert audit.scalars == {"connector": sum(p.numel() for p in model.connector.parameters())}
+        assert audit.scalars == {"connector": sum(p.numel() for p in model.connection.parameters())}
         assert audit.unreached == ()
 
     def test_a_frozen_parameter_with_a_gradient(self, trained: tuple[Vlm, Stage, torch.optim.Optimizer]) -> None:
@@ -213,28 +213,28 @@ class TestAudit:
         trained[0].zero_grad()
         expected = ["connector: trained by the plan, but no gradient reaches any of its 4 tensors"]
         assert self.problems(*trained) == expected
-        for parameter in trained[0].connector.parameters():
+        for parameter in trained[0].connection.parameters():
             parameter.grad = torch.zeros_like(parameter)
         assert self.problems(*trained) == expected
 
     def test_a_tensor_that_nothing_reaches_is_told(self, trained: tuple[Vlm, Stage, torch.optim.Optimizer]) -> None:
-        trained[0].connector.layers[0].bias.grad = None
-        assert audit_gradients(*trained).unreached == ("connector.layers.0.bias",)
+        trained[0].connection.connector.layers[0].bias.grad = None
+        assert audit_gradients(*trained).unreached == ("connection.connector.layers.0.bias",)
 
     def test_a_gradient_that_is_not_finite(self, trained: tuple[Vlm, Stage, torch.optim.Optimizer]) -> None:
-        trained[0].connector.layers[2].bias.grad[0] = math.nan
-        assert self.problems(*trained) == ["connector.layers.2.bias: gradient is not finite"]
+        trained[0].connection.connector.layers[2].bias.grad[0] = math.nan
+        assert self.problems(*trained) == ["connection.connector.layers.2.bias: gradient is not finite"]
 
     def test_an_optimiser_that_misses_a_parameter(self, trained: tuple[Vlm, Stage, torch.optim.Optimizer]) -> None:
         model, plan, _ = trained
-        partial = torch.optim.AdamW(list(model.connector.parameters())[1:])
+        partial = torch.optim.AdamW(list(model.connection.parameters())[1:])
         assert self.problems(model, plan, partial) == [
-            "connector.layers.0.weight: trained by the plan, but not in the optimiser"
+            "connection.connector.layers.0.weight: trained by the plan, but not in the optimiser"
         ]
 
     def test_an_optimiser_with_others_too(self, trained: tuple[Vlm, Stage, torch.optim.Optimizer]) -> None:
         model, plan, _ = trained
-        wide = torch.optim.AdamW([*model.connector.parameters(), model.decoder.head_weight])
+        wide = torch.optim.AdamW([*model.connection.parameters(), model.decoder.head_weight])
         assert self.problems(model, plan, wide) == ["the optimiser holds parameters that the plan does not train"]
 
 

@@ -149,7 +149,8 @@ def test_a_tower_with_another_resolution_is_refused(tmp_path: Path) -> None:
     value["model"]["encoder"] = {"kind": "clip", "config": {"image_size": 32, "patch_size": 16, "hidden_size": 16}}
     (problem,) = refusal(written(tmp_path, value)).problems
     assert problem.endswith(
-        "resolution size 64 but the clip encoder has position embeddings for 32; set resolution.size to 32"
+        "resolution size 64 but the clip encoder has position embeddings for 32; set resolution.size to 32, or "
+        "encoder.interpolate_positions: true"
     )
 
 

@@ -88,8 +88,8 @@ def test_two_stages_end_to_end(tmp_path: Path) -> None:
     )
     out = tmp_path / "run"
     last = start(recipe(tmp_path), out, hooks)
-    assert changed(seen["start"], seen["align"]) == {"connector"}
-    assert changed(seen["align"], seen["instruct"]) == {"connector", "decoder"}
+    assert changed(seen["start"], seen["align"]) == {"connection"}
+    assert changed(seen["align"], seen["instruct"]) == {"connection", "decoder"}
     names = [path.name for path in candidates(out / "checkpoints")]
     assert last.name == names[0]
     assert [name.split("-")[1] for name in names] == ["instruct", "align"]
@@ -285,7 +285,7 @@ def test_cached_features_are_computed_once_and_a_damaged_cache_again(tmp_path: P
 def test_a_loss_that_is_not_finite_saves_nothing(tmp_path: Path) -> None:
     def poison(stage: Stage, loop: Any) -> None:
         if stage.name == "instruct":
-            loop.model.connector.layers[0].bias.data.fill_(float("nan"))
+            loop.model.connection.connector.layers[0].bias.data.fill_(float("nan"))
 
     out = tmp_path / "run"
     with pytest.raises(TrainError, match=r"stage 'instruct', step 1: the loss is nan; .*Samples of the step: "):

@@ -15,7 +15,8 @@ from opsin.train.features import FeatureCache
 from opsin.train.recipe import Recipe, Stage, WarmStart
 from opsin.train.run import start
 from opsin.train.warm_start import warm_start
-from opsin.vision.resolution import Square
+from opsin.vision.square import Square
+from opsin.vision.tower import Tower
 from tests.support.models import draw_picture, recipe_value, tiny_vlm, write_data
 
 WORDS = ("red", "blue", "green", "dark")
@@ -42,14 +43,14 @@ def test_it_fits_the_connector_and_nothing_else(tmp_path: Path, *, text_first: b
     stage = Stage.model_validate({"name": "x", "data": [source], "train": {"connector": {"lr": 1e-3}}})
     data = read_stage(stage, model.config, prepare.tokenizer)
     cache = FeatureCache(model, prepare, folder=tmp_path / "features")
-    cache.add(picture for example in data.examples for picture in example.pictures)
+    cache.add(pair for example in data.examples for pair in example.seen)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     done = warm_start(model, data.examples, cache, WarmStart(epochs=60, lr=1e-2), seed=0)
     assert done.pictures == len(WORDS)
     assert done.last < done.first
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
-    assert all(name.startswith("connector.") for name in moved)
+    assert all(name.startswith("connection.") for name in moved)
 
 
 def test_it_needs_captions_that_differ(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_bad_record_of_the_second_stage_stops_before_the_first(tmp_path: Path)
     bad.write_text('[{"id": "x", "conversations": "none"}]', encoding="utf-8")
     value["stages"][1]["data"] = [{"kind": "llava", "path": str(bad)}]
     recipe = Recipe.model_validate(value)
-    recipe = recipe.model_copy(update={"model": recipe.model.resolved()})
+    recipe = recipe.model_copy(update={"model": recipe.composition.resolved()})
     with pytest.raises(DataError, match=r"bad\.json:1"):
         start(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -82,6 +83,8 @@ def test_rotary_embeddings_that_depend_on_the_pack_are_refused(tmp_path: Path) -
 
 def test_a_wide_strip_is_reduced_before_it_is_padded() -> None:
     strip = Image.new("RGB", (16_384, 82), (10, 20, 30))
-    pixels = Square(size=64, fit="pad").pixels(strip, (0.5, 0.5, 0.5))
+    square = Square(size=64, fit="pad")
+    layout = square.plan(82, 16_384, "single", Tower(patch=32, shrink=lambda rows, cols: (rows, cols)))
+    (pixels,) = square.pixels([strip], layout, (0.5, 0.5, 0.5))
     assert pixels.shape == (3, 64, 64)
     assert pixels[:, 32, 32].max() < 127  # the strip is a third of a pixel high: darker than the padding around it

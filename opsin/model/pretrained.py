@@ -1,0 +1,70 @@
+"""Base of configuration values, and parts that come from a Hugging Face directory. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from opsin.core.errors import ModelError
+from opsin.core.paths import ExistingFolder
+
+NEVER_FROM_A_FILE = ("auto_map", "trust_remote_code", "_attn_implementation", "_attn_implementation_internal")
+MAX_CONFIG_BYTES = 1_000_000
+
+
+class Value(BaseModel):
+    """Base of configuration values: unknown keys refused, never changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face directory, without the keys that could make a loader run code or change kernels.
+
+    Raises:
+        ModelError: the directory or the file is missing or is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json there; expected a Hugging Face model directory")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ModelError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is not a model config")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return {key: value for key, value in config.items() if key not in NEVER_FROM_A_FILE}
+
+
+class Pretrained(Value):
+    """Something with weights at `path`, or from scratch by `config`."""
+
+    path: ExistingFolder | None = None
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Pretrained:
+        if self.path is None and self.config is None:
+            raise ValueError("give either 'path' (a model directory) or 'config' (to start from random weights)")
+        return self
+
+    def resolved(self) -> Pretrained:
+        """The same value with `config` filled from `path`."""
+        if self.config is not None or self.path is None:
+            return self
+        return self.model_copy(update={"config": self._read(self.path)})
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_hf_config(path)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The config of a resolved value."""
+        if self.config is None:
+            raise ModelError(f"{self.path}: not resolved yet; call .resolved() first")
+        return self.config
