@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin.core.errors import OpsinError
+from opsin.core.errors import DataError, OpsinError
 from opsin.core.types import IGNORE_INDEX, Batch, Clip, Example, Layout, Medium
 from opsin.data.example import Preparation, Seen
 from opsin.vision.picture import open_picture
@@ -34,8 +34,11 @@ def collate(examples: Sequence[Example], preparation: Preparation, features: Fea
     """Lay examples out as one flat pack.
 
     Raises:
-        OpsinError: a medium cannot be decoded; the message names the sample.
+        OpsinError: a medium cannot be decoded, or an example's places are not those of its layouts; the message names
+            the sample.
     """
+    for example in examples:
+        _check_places(example, preparation)
     tokens = np.concatenate([example.tokens_T for example in examples])
     targets = np.concatenate([_targets(example) for example in examples])
     visual = np.concatenate([example.visual_T for example in examples])
@@ -57,6 +60,17 @@ def collate(examples: Sequence[Example], preparation: Preparation, features: Fea
         pixels_X=pixels_X,
         features_PC=features_PC,
     )
+
+
+def _check_places(example: Example, preparation: Preparation) -> None:
+    places, tokens = int(example.visual_T.sum()), sum(layout.tokens for layout in example.layouts)
+    if places != (tokens if preparation.spliced else 0):
+        raise DataError(
+            [
+                f"{example.where or 'sample'}: ({example.id}) {places} places in the text for {tokens} visual tokens of "
+                f"{len(example.layouts)} pictures; make the example with the model's own preparation"
+            ]
+        )
 
 
 def _targets(example: Example) -> np.ndarray:

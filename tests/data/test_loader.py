@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsin.core.errors import PictureError
+from opsin.core.errors import DataError, PictureError
 from opsin.core.types import IGNORE_INDEX, Conversation, Picture, Turn
 from opsin.data.example import Preparation, Seen, make_example
 from opsin.data.loader import collate, medium_pixels
@@ -111,3 +111,13 @@ def test_a_picture_damaged_behind_its_header_is_named_with_its_sample(prepare: P
     with pytest.raises(PictureError) as caught:
         collate([example], prepare)
     assert str(caught.value) == (f"data.json:4: (cat) {path}: the file is damaged or cut short; it cannot be decoded")
+
+
+def test_places_that_are_not_the_pictures_are_refused_before_anything_is_run(
+    prepare: Preparation, conversations: list[Conversation]
+) -> None:
+    good, text, _ = examples_of(conversations, prepare)
+    (layout,) = good.layouts
+    larger = replace(layout, blocks=(replace(layout.blocks[0], tail=1),))
+    with pytest.raises(DataError, match=r"sample: \(a\) 4 places in the text for 5 visual tokens of 1 pictures; make"):
+        collate([text, replace(good, layouts=(larger,))], prepare)
