@@ -228,14 +228,15 @@ def tokens(
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Height and width of `480x640`, within the limits of pictures."""
-    from opsin.vision.picture import check_size
+    """Height and width of `480x640`; whether a model takes that shape is for its resolution to say."""
+    from opsin.vision.picture import MAX_SIDE
 
     found = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", text)
     if found is None:
         raise OpsinError(f"--size {text!r}: expected height and width in pixels, such as 480x640")
     height, width = int(found[1]), int(found[2])
-    check_size("--size", height, width)
+    if not (1 <= min(height, width) and max(height, width) <= MAX_SIDE):
+        raise OpsinError(f"--size {text}: each side must be from 1 to {MAX_SIDE:,} pixels")
     return height, width
 
 
@@ -247,8 +248,9 @@ def _planner(model: str) -> tuple[Published | ModelConfig, bool]:
         return PUBLISHED[model], True
     if Path(model).is_dir():
         from opsin.checkpoint.load import read_model_config
+        from opsin.text.templates import Plain
 
-        config = read_model_config(Path(model))
+        config = read_model_config(Path(model), template=Plain())  # geometry does not depend on it
         return config, config.spliced
     near = get_close_matches(model, PUBLISHED, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -34,8 +34,8 @@ def collate(examples: Sequence[Example], preparation: Preparation, features: Fea
     """Lay examples out as one flat pack.
 
     Raises:
-        OpsinError: a medium cannot be decoded, or an example's places are not those of its layouts; the message names
-            the sample.
+        OpsinError: a medium cannot be decoded, or the places of an example are not those of its layouts; the sample is
+            named.
     """
     for example in examples:
         _check_places(example, preparation)
@@ -67,8 +67,8 @@ def _check_places(example: Example, preparation: Preparation) -> None:
     if places != (tokens if preparation.spliced else 0):
         raise DataError(
             [
-                f"{example.where or 'sample'}: ({example.id}) {places} places in the text for {tokens} visual tokens of "
-                f"{len(example.layouts)} pictures; make the example with the model's own preparation"
+                f"{example.where or 'sample'}: ({example.id}) {places} places in the text for {tokens} visual tokens "
+                f"of {len(example.layouts)} pictures; make the example with the model's own preparation"
             ]
         )
 
