@@ -235,7 +235,7 @@ def _size(text: str) -> tuple[int, int]:
     if found is None:
         raise OpsinError(f"--size {text!r}: expected height and width in pixels, such as 480x640")
     height, width = int(found[1]), int(found[2])
-    if not (1 <= min(height, width) and max(height, width) <= MAX_SIDE):
+    if not (min(height, width) >= 1 and max(height, width) <= MAX_SIDE):
         raise OpsinError(f"--size {text}: each side must be from 1 to {MAX_SIDE:,} pixels")
     return height, width
 

@@ -22,14 +22,14 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from opsin.checkpoint.chat_templates import TEMPLATE_FILE, jinja, media_tokens
-from opsin.checkpoint.compare import Comparison, compare
+from opsin.checkpoint.compare import TOLERANCE, Comparison, ask, compare
 from opsin.checkpoint.filling import dtype_of
 from opsin.checkpoint.hub_config import VISION_END, VISION_START
 from opsin.checkpoint.hub_files import config_json, family_for, notes_on, processor_files
-from opsin.checkpoint.hub_names import HEAD, LANGUAGE, PATCHES, Family, to_hub
+from opsin.checkpoint.hub_names import HEAD, LANGUAGE, PATCHES, POOLING_HEAD, Family, to_hub
 from opsin.checkpoint.load import load
 from opsin.checkpoint.model import Loaded, unique_state
-from opsin.checkpoint.prepare import preparation, stop_ids
+from opsin.checkpoint.prepare import stop_ids
 from opsin.core.errors import CheckpointError, ModelError
 from opsin.core.files import fsync_directory, fsync_file, write_json, write_text
 from opsin.model.encoder_values import NativeVitEncoder
@@ -54,10 +54,14 @@ class Exported:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        differences = {
-            c.prompt: {"tokens": c.tokens, "difference": c.difference, "limit": c.limit} for c in self.comparisons
+        differences = {c.prompt: {"tokens": c.tokens, "difference": c.difference} for c in self.comparisons}
+        return {
+            "path": str(self.path),
+            "family": self.family,
+            "logits": differences,
+            "limit": TOLERANCE,
+            "notes": list(self.notes),
         }
-        return {"path": str(self.path), "family": self.family, "logits": differences, "notes": list(self.notes)}
 
 
 def export(loaded: Loaded, target: Path, *, shard_bytes: int = SHARD_BYTES) -> Exported:
@@ -109,7 +113,7 @@ def _write(loaded: Loaded, folder: Path, family: Family, shard_bytes: int) -> di
 
 def _generation(loaded: Loaded) -> dict[str, Any]:
     tokenizer = loaded.tokenizer
-    stops = sorted(stop_ids(preparation(loaded.model.config, tokenizer)))
+    stops = sorted(stop_ids(loaded.preparation))
     padding = tokenizer.pad_id if tokenizer.pad_id is not None else stops[0]
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": padding, "do_sample": False}
 
@@ -143,6 +147,8 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path, family: Family) -> dict
 def _hub_tensors(model: Vlm, family: Family, rows: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors by their hub names; views where nothing changes."""
     for name, tensor in unique_state(model).items():
+        if name.startswith(POOLING_HEAD):
+            continue
         out = tensor.to(dtype) if tensor.is_floating_point() else tensor
         if name in {f"{LANGUAGE}embed_tokens.weight", f"{HEAD}weight"}:
             out = _with_rows(out, rows)
@@ -188,14 +194,24 @@ def _proved(loaded: Loaded, folder: Path, family: Family, ids: Mapping[str, int]
     changed = [
         name
         for name, tensor in loaded.model.state_dict().items()
-        if not torch.equal(tensor.to(theirs[name].dtype), theirs[name][: len(tensor)] if tensor.dim() else theirs[name])
+        if not name.startswith(POOLING_HEAD) and not _is_same(tensor, theirs[name])
     ]
     if changed:
         raise ModelError(f"{folder}: read back, {len(changed)} tensors differ: {', '.join(changed[:20])}")
-    config, tokenizer = again.model.config, again.tokenizer
-    del again, theirs  # a model's worth of memory
-    comparisons = compare(loaded.model, preparation(config, tokenizer), folder, family, ids)
-    wrong = [f"{c.prompt} by {c.difference:.2g} (limit {c.limit:.2g})" for c in comparisons if not c.agrees]
+    # The same weights, so that the one in memory need not be turned to float32 and back.
+    single = all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
+    model = loaded.model if single else again.model.float()
+    asked = ask(model, again.preparation, family)
+    del model, again, theirs  # a model's worth of memory
+    comparisons = compare(asked, loaded.model.config, folder, family, ids)
+    wrong = ", ".join(f"{c.prompt} by {c.difference:.2g}" for c in comparisons if not c.agrees)
     if wrong:
-        raise ModelError(f"transformers' logits differ from the model's: {', '.join(wrong)}; nothing was written")
+        raise ModelError(
+            f"transformers' logits are not the model's: {wrong} (limit {TOLERANCE:g}); nothing was written"
+        )
     return comparisons
+
+
+def _is_same(ours: Tensor, theirs: Tensor) -> bool:
+    """Bit by bit, apart from rows that were added to a vocabulary."""
+    return torch.equal(ours.to(theirs.dtype), theirs[: len(ours)] if ours.dim() else theirs)

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from opsin.core.errors import ModelError
 
 MOST_NAMED = 50
 
 
-@contextmanager
-def weightless() -> Iterator[None]:
-    """Modules built inside have parameters of shape and type only (on the meta device); buffers are made as usual.
+class weightless(TorchFunctionMode):  # noqa: N801 (a context, like torch.no_grad)
+    """Modules built inside have large parameters of shape and type only (on the meta device), which cost nothing.
 
-    Buffers hold what the config alone decides (rotary frequencies, colours), and no file has it. As a parameter is set
-    on its module it loses its memory, which nothing has touched yet, so a model costs nothing to build.
+    Modules make their matrices by `torch.empty`, to be initialised or loaded. Everything else is made as usual: buffers
+    hold what the config alone decides (rotary frequencies, colours), and no file has them.
     """
-    original = nn.Module.register_parameter
 
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        original(module, name, parameter)
-        kept = module._parameters[name]
-        if kept is not None and kept.device.type != "meta":  # one that is there already may be tied: it stays itself
-            module._parameters[name] = nn.Parameter(kept.to("meta"), requires_grad=kept.requires_grad)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def misfits(own: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]]) -> list[str]:

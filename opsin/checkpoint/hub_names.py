@@ -13,9 +13,6 @@ from typing import Literal
 Family = Literal["llava", "llava_next", "llava_onevision", "qwen2_vl"]
 """`model_type` of the Hugging Face families."""
 
-Layout = Literal["hub", "original"]
-"""Whose names a directory uses: Hugging Face's or LLaVA's own."""
-
 TOWER, VIT = "encoder.tower.", "encoder.vit."
 CONNECTOR, NEWLINE = "connection.connector.", "connection.newline"
 LANGUAGE, HEAD = "decoder.lm.model.", "decoder.lm.lm_head."
@@ -53,6 +50,9 @@ ORIGINAL: Rules = (
 SOLE_TOWER: Rules = ((r"(?:vision_model\.)?(?=embeddings\.|pre_layrnorm\.|encoder\.|post_layernorm\.|head\.)", TOWER),)
 """A directory of CLIP or SigLIP alone."""
 
+POOLING_HEAD = f"{TOWER}head."
+"""SigLIP's, which a tower of its own directory has: opsin, like LLaVA, reads patch features before it."""
+
 TO_HUB: dict[Family, dict[str, str]] = {
     family: {
         HEAD: "language_model.lm_head.",
@@ -76,7 +76,7 @@ TO_HUB["qwen2_vl"] = {
 UNUSED: tuple[tuple[str, str], ...] = (
     (r"decoder\.lm\.model\..*rotary_emb\.inv_freq$", "computed from the config"),
     (r"encoder\.tower\.embeddings\.position_ids$", "0, 1, 2, ...: computed"),
-    (r"encoder\.tower\.head\.", "SigLIP's pooling head: opsin, like LLaVA, reads patch features before it"),
+    (re.escape(POOLING_HEAD), "patch features are read before it"),
     (r"encoder\.tower\.post_layernorm\.", "behind the layers that features are read from"),
     (r"text_model\.|text_projection\.|visual_projection\.|logit_(?:scale|bias)$", "the text half of CLIP and SigLIP"),
 )

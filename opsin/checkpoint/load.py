@@ -54,6 +54,7 @@ def load(
     Raises:
         CheckpointError: files are missing, damaged, or ask for code to be run.
         ModelError: weights do not fit the config (all named), or something has no counterpart in opsin.
+        RenderError: the tokenizer lacks a token that the template needs.
     """
     folder = Path(path)
     if is_own(folder):
@@ -67,7 +68,10 @@ def load(
     _fill(model, foreign, folder)
     model.precision = "bf16" if dtype_of(model) == torch.bfloat16 else "fp32"
     model.requires_grad_(requires_grad=False).eval()
-    return Loaded(model, Tokenizer.load(foreign.config.language.tokenizer_path), folder, {"source": foreign.family})
+    words = Tokenizer.load(foreign.config.language.tokenizer_path)
+    for token in foreign.config.template.stop_tokens:
+        words.control(token)  # which raises where the template is another model's
+    return Loaded(model, words, folder, {"source": foreign.family})
 
 
 def read_model_config(path: Path, *, vision_tower: Path | None = None, template: Template | None = None) -> ModelConfig:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from opsin.checkpoint.filling import check_filled, fill, misfits, refuse, shapes_of, weightless
+from opsin.checkpoint.prepare import preparation
 from opsin.checkpoint.shards import Weights
 from opsin.checkpoint.store import newest_whole, verify
 from opsin.core.errors import CheckpointError
 from opsin.core.files import write_json
+from opsin.data.example import Preparation
 from opsin.model.config import Lora, ModelConfig, PartName
 from opsin.model.encoders import fill_exactly
 from opsin.model.lora import add_lora, merge_lora
@@ -35,6 +37,11 @@ class Loaded:
     tokenizer: Tokenizer
     path: Path
     meta: dict[str, Any]
+
+    @property
+    def preparation(self) -> Preparation:
+        """How its inputs are prepared."""
+        return preparation(self.model.config, self.tokenizer)
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:

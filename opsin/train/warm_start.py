@@ -62,8 +62,13 @@ def warm_start(
     """Fit the connector in place.
 
     Raises:
-        TrainError: no sample has one picture and words that tell it from the others.
+        TrainError: no sample has one picture and words that tell it from the others, or the model does not splice.
     """
+    if not model.config.spliced:
+        raise TrainError(
+            "warm_start points visual tokens at words, but under fusion gated_cross_attention they never stand among "
+            "words; remove it from the stage"
+        )
     embeddings_VD = model.decoder.input_weight.detach().float()
     data = _captioned(examples, features, embeddings_VD)
     centre_D, length = embeddings_VD.mean(0), embeddings_VD.norm(dim=1).mean()

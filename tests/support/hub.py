@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the published families, as transformers, the hub and LLaVA's original code lay them out."""
+"""Tiny random checkpoints of the published families, laid out by transformers, the hub and LLaVA's original code."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def original_layout(source: Path, target: Path, *, tower: bool = True) -> Path:
 
 
 def tower_dir(source: Path, target: Path, *, more_layers: int = 0) -> Path:
-    """The tower of a LLaVA directory as a CLIP or SigLIP directory of its own, with further random layers at the end."""
+    """The tower of a LLaVA directory as a directory of its own, with further random layers at the end."""
     config = read(source / "config.json")["vision_config"]
     tensors = load_file(source / "model.safetensors")
     found = {

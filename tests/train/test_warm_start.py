@@ -88,3 +88,9 @@ def test_a_wide_strip_is_reduced_before_it_is_padded() -> None:
     (pixels,) = square.pixels([strip], layout, (0.5, 0.5, 0.5))
     assert pixels.shape == (3, 64, 64)
     assert pixels[:, 32, 32].max() < 127  # the strip is a third of a pixel high: darker than the padding around it
+
+
+def test_a_model_that_does_not_splice_is_refused(tmp_path: Path) -> None:
+    model, prepare = tiny_vlm(tmp_path, fusion="gated_cross_attention")
+    with pytest.raises(TrainError, match="under fusion gated_cross_attention they never stand among words"):
+        warm_start(model, [], FeatureCache(model, prepare, folder=tmp_path), WarmStart(), seed=0)
