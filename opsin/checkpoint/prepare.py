@@ -19,6 +19,7 @@ def preparation(config: ModelConfig, tokenizer: Tokenizer, template: Template | 
         plan_layout=config.layout,
         positions=config.positions,
         spliced=config.spliced,
+        video=config.video,
         resolution=config.resolution,
         mean=config.encoder.mean,
     )

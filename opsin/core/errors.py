@@ -39,6 +39,10 @@ class PictureError(OpsinError):
     """A picture that cannot be opened, or that the media policy refuses."""
 
 
+class VideoError(OpsinError):
+    """A video that cannot be opened or decoded, or that the media policy refuses."""
+
+
 class RenderError(OpsinError):
     """A conversation that a chat template cannot render."""
 

@@ -59,18 +59,24 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A reference to a video: the pictures of its frames in order, all of one size (checked when they are opened)."""
+    """A reference to a video: a file, or the pictures of its frames in order, all of one size.
 
-    frames: tuple[Picture, ...]
+    Exactly one of `frames` and `path` is set. `taken` are the numbers of the file's frames that a model is shown, which
+    `opsin.data.example` chooses by the model's rule; None until then.
+    """
+
+    frames: tuple[Picture, ...] = ()
+    path: Path | None = None
+    taken: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.frames:
-            raise ValueError("a Clip needs at least one frame")
+        if bool(self.frames) == (self.path is not None):
+            raise ValueError("a Clip is either a file or at least one frame, exactly one of them")
 
     @property
     def name(self) -> str:
         """What to call the clip in messages."""
-        return f"{self.frames[0].name} and {len(self.frames) - 1} more frames"
+        return str(self.path) if self.path is not None else f"{self.frames[0].name} and {len(self.frames) - 1} more"
 
 
 Medium = Picture | Clip
@@ -226,8 +232,9 @@ class Batch:
     - `lengths`: tokens per document; they sum to T
     - `layouts`: of all media, in reading order, document by document
     - `visual_N` int64: positions in `tokens_T` that visual tokens take, in the media's order (empty: cross-attention)
-    - `seen_T` int64: which medium of the batch each token may look at by cross-attention, the latest of its document
-      at or before it; -1 for none
+    - `sights`: visual tokens of what stands at one place of a document (a medium, or several side by side), and
+      `seen_T` int64: which of them each token may look at by cross-attention, its document's latest at or before it,
+      -1 for none
     - `pixels_X` uint8: the media's pixels one after the other, or None when there are none or `features_PC` is given
     - `features_PC`: cached output of a frozen encoder, in place of `pixels_X`
     """
@@ -238,6 +245,7 @@ class Batch:
     lengths: tuple[int, ...]
     visual_N: Tensor
     seen_T: Tensor
+    sights: tuple[int, ...]
     layouts: tuple[Layout, ...]
     ids: tuple[str, ...]
     pixels_X: Tensor | None = None

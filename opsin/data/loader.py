@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from opsin.core.errors import DataError, OpsinError
 from opsin.core.types import IGNORE_INDEX, Batch, Clip, Example, Layout, Medium
 from opsin.data.example import Preparation, Seen
 from opsin.vision.picture import open_picture
+from opsin.vision.video import read_frames
 
 
 class Features(Protocol):
@@ -26,8 +28,15 @@ class Features(Protocol):
 
 def medium_pixels(medium: Medium, layout: Layout, preparation: Preparation) -> np.ndarray:
     """Decode one medium to what the encoder takes: uint8 (frames, 3, *canvas)."""
-    pictures = medium.frames if isinstance(medium, Clip) else (medium,)
-    return preparation.resolution.pixels([open_picture(picture) for picture in pictures], layout, preparation.mean)
+    return preparation.resolution.pixels(_images(medium), layout, preparation.mean)
+
+
+def _images(medium: Medium) -> Iterator[Image.Image]:
+    """The pictures of a medium, one in memory at a time."""
+    if isinstance(medium, Clip) and medium.path is not None:
+        yield from (image for _, image in read_frames(medium.path, medium.taken or ()))
+    else:
+        yield from map(open_picture, medium.frames if isinstance(medium, Clip) else (medium,))
 
 
 def collate(examples: Sequence[Example], preparation: Preparation, features: Features | None = None) -> Batch:
@@ -42,6 +51,7 @@ def collate(examples: Sequence[Example], preparation: Preparation, features: Fea
     tokens = np.concatenate([example.tokens_T for example in examples])
     targets = np.concatenate([_targets(example) for example in examples])
     visual = np.concatenate([example.visual_T for example in examples])
+    seen_T, sights = _sights(examples)
     seen = [pair for example in examples for pair in example.seen]
     pixels_X = features_PC = None
     if seen and features is not None:
@@ -54,7 +64,8 @@ def collate(examples: Sequence[Example], preparation: Preparation, features: Fea
         positions_AT=torch.from_numpy(np.concatenate([example.positions_AT for example in examples], axis=1)),
         lengths=tuple(example.num_tokens for example in examples),
         visual_N=torch.from_numpy(np.flatnonzero(visual)),
-        seen_T=torch.from_numpy(_seen(examples)),
+        seen_T=torch.from_numpy(seen_T),
+        sights=sights,
         layouts=tuple(layout for example in examples for layout in example.layouts),
         ids=tuple(example.id for example in examples),
         pixels_X=pixels_X,
@@ -81,14 +92,21 @@ def _targets(example: Example) -> np.ndarray:
     return targets
 
 
-def _seen(examples: Sequence[Example]) -> np.ndarray:
-    """For every token of the pack, the latest medium of its document at or before it, -1 for none."""
-    rows, first = [], 0
+def _sights(examples: Sequence[Example]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """For every token of the pack the latest sight of its document at or before it, and every sight's visual tokens.
+
+    Media that stand at one place are one sight: no token stands between them that could see the first alone.
+    """
+    rows: list[np.ndarray] = []
+    sights: list[int] = []
     for example in examples:
-        passed = np.searchsorted(example.places, np.arange(example.num_tokens), side="right")
-        rows.append(np.where(passed > 0, first + passed - 1, -1))
-        first += len(example.places)
-    return np.concatenate(rows).astype(np.int64)
+        at: dict[int, int] = {}
+        for place, layout in zip(example.places, example.layouts, strict=True):
+            at[place] = at.get(place, 0) + layout.tokens
+        passed = np.searchsorted(list(at), np.arange(example.num_tokens), side="right")
+        rows.append(np.where(passed > 0, len(sights) + passed - 1, -1))
+        sights += at.values()
+    return np.concatenate(rows).astype(np.int64), tuple(sights)
 
 
 def _pixels(example: Example, preparation: Preparation) -> np.ndarray:

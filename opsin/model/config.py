@@ -6,6 +6,7 @@ An encoder or language model is named by `path` (a Hugging Face directory, weigh
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,13 @@ from pydantic import Field, model_validator
 from opsin.core.errors import ModelError
 from opsin.core.paths import ExistingFolder
 from opsin.core.types import Layout, MediumRole
-from opsin.model.connector_values import Connector, Fusion, PerceiverConnector, Splice
+from opsin.model.connector_values import Connector, Fusion, GatedCrossAttention, PerceiverConnector, Splice
 from opsin.model.encoder_values import Encoder, TowerEncoder
 from opsin.model.pretrained import Pretrained, Value
 from opsin.text.templates import Template
 from opsin.vision.positions import MRope, Positions, Sequential
-from opsin.vision.resolution import Native, Resolution, Square
+from opsin.vision.resolution import Native, Resolution, Square, plan_layout
+from opsin.vision.sampling import LlavaFrames, Sampling
 from opsin.vision.tower import Tower
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen3")
@@ -46,9 +48,21 @@ class LanguageModel(Pretrained):
         return dict(self.facts.get("rope_parameters") or self.facts.get("rope_scaling") or {})
 
     @property
+    def layers(self) -> int:
+        """Transformer blocks."""
+        return self._number("num_hidden_layers")
+
+    @property
     def head_width(self) -> int:
         """Width of an attention head."""
-        return int(self.facts.get("head_dim") or self.facts["hidden_size"] // self.facts["num_attention_heads"])
+        given = self.facts.get("head_dim")
+        return int(given) if given else self._number("hidden_size") // self._number("num_attention_heads")
+
+    def _number(self, key: str) -> int:
+        value = self.facts.get(key)
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(f"language.config.{key} must be a positive integer, got {value!r}")
+        return value
 
     @property
     def tokenizer_path(self) -> Path:
@@ -81,6 +95,7 @@ class ModelConfig(Value):
     resolution: Resolution = Square(size=336)
     positions: Positions = Sequential()
     fusion: Fusion = Splice()
+    video: Sampling = LlavaFrames()
     template: Template
 
     def resolved(self) -> ModelConfig:
@@ -109,7 +124,13 @@ class ModelConfig(Value):
                 "connector.project: false leaves latents at the vision width, which only fusion gated_cross_attention "
                 "can take; with splice, remove it"
             )
+        if isinstance(self.fusion, GatedCrossAttention) and self.fusion.every > self.language.layers:
+            raise ModelError(
+                f"fusion.every is {self.fusion.every}, but the language model has {self.language.layers} layers: no "
+                f"block would stand before any of them; set it to {self.language.layers} or less"
+            )
         self.layout(*self.usual_size, "single")
+        self.layout(*self.usual_size, "video", frames=2)
 
     def _check_language(self) -> None:
         model_type = self.language.facts.get("model_type")
@@ -158,10 +179,12 @@ class ModelConfig(Value):
     @property
     def usual_size(self) -> tuple[int, int]:
         """A canvas (height, width) that the encoder is often given."""
-        if isinstance(self.resolution, Native):
-            side = self.encoder.patch_size * self.connector.fold * 8
-            return side, side
-        return self.resolution.size, self.resolution.size
+        if not isinstance(self.resolution, Native):
+            return self.resolution.size, self.resolution.size
+        token = self.encoder.patch_size * self.connector.fold
+        # A square half-way, in octaves, from the smallest to the largest picture.
+        side = math.sqrt(math.sqrt(self.resolution.min_pixels * self.resolution.max_pixels))
+        return (max(1, round(side / token)) * token,) * 2
 
     @property
     def tower(self) -> Tower:
@@ -172,16 +195,14 @@ class ModelConfig(Value):
             temporal=self.encoder.temporal,
             fold=self.connector.fold,
             spatial=self.connector.spatial,
-            trims=isinstance(self.encoder, TowerEncoder),
+            # A published tower's own square may hold part of a patch (SigLIP's 384 pixels); no other size may.
+            trims=isinstance(self.encoder, TowerEncoder) and self.usual_size[0] == self.encoder.image_size,
         )
 
     def layout(self, height: int, width: int, role: MediumRole, frames: int = 1) -> Layout:
         """Geometry of one picture or clip under this model.
 
         Raises:
-            ModelError: resolution, encoder and connector do not fit together, or the picture is too long and thin.
+            ModelError: resolution, encoder and connector do not fit together, or no picture has such a shape.
         """
-        try:
-            return self.resolution.plan(height, width, role, self.tower, frames)
-        except ValueError as error:
-            raise ModelError(str(error)) from None
+        return plan_layout(self.resolution, height, width, role, self.tower, frames)

@@ -1,7 +1,7 @@
 """The language model: a stock transformers causal LM, with opsin's own loop over its layers.
 
-The loop computes cos and sin from explicit positions, passes an `Attend` value to the layers and lets a `Gaze` act
-before them, so packs, caches, M-RoPE and gated cross-attention need no subclass of a Hugging Face model.
+The loop computes cos and sin from explicit positions, passes an `Attend` value to the layers and lets a `BeforeLayer`
+act before them, so packs, caches, M-RoPE and gated cross-attention need no subclass of a Hugging Face model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from opsin.model.attention import ATTENTION, Attend
 from opsin.model.config import LANGUAGE_MODELS, LanguageModel
 from opsin.vision.positions import MRope, Positions, Sequential
 
-Gaze = Callable[[int, Tensor], Tensor]
+BeforeLayer = Callable[[int, Tensor], Tensor]
 """(layer, hidden states before it) -> hidden states that the layer is given."""
 
 
@@ -71,13 +71,15 @@ class Decoder(nn.Module):
         embedded: Tensor = self._body.embed_tokens(tokens)
         return embedded
 
-    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend, gaze: Gaze | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, attend: Attend, before: BeforeLayer | None = None
+    ) -> Tensor:
         """Embeddings (batch, tokens, D) at `positions` (A, batch, tokens) -> hidden states after the final norm."""
         rotary = self._rotary(embeddings, positions)
         hidden = embeddings
         for index, layer in enumerate(self._body.layers):
-            if gaze is not None:
-                hidden = gaze(index, hidden)
+            if before is not None:
+                hidden = before(index, hidden)
             hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, attend=attend)
         normed: Tensor = self._body.norm(hidden)
         return normed

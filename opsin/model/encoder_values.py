@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError
 from opsin.model.pretrained import Pretrained, read_hf_config
@@ -132,6 +132,25 @@ class NativeVitEncoder(Pretrained):
     kind: Literal["native_vit"]
     mean: Colour = CLIP_MEAN
     std: Colour = CLIP_STD
+
+    @model_validator(mode="after")
+    def _known_and_divisible(self) -> NativeVitEncoder:
+        if self.config is None:
+            return self
+        if unknown := sorted(set(self.config) - set(NATIVE_KEYS)):
+            raise ValueError(f"config has unknown keys {', '.join(unknown)}; known: {', '.join(NATIVE_KEYS)}")
+        try:
+            width, heads, channels = self.width, self.heads, self._number("in_channels")
+        except ModelError as error:
+            raise ValueError(str(error)) from None
+        if width % heads or (width // heads) % 4:
+            raise ValueError(
+                f"config.embed_dim {width} in {heads} heads: each head needs a width that is a multiple of 4, since "
+                "pairs of channels are turned by rows and by columns"
+            )
+        if channels != 3:
+            raise ValueError(f"config.in_channels {channels}: pictures have 3 colours")
+        return self
 
     def _read(self, path: Path) -> dict[str, Any]:
         config = read_hf_config(path).get("vision_config")

@@ -38,18 +38,29 @@ PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1}
 
 
 class TransformerEncoder(nn.Module):
-    """A CLIP, SigLIP or DINOv2 tower from transformers; keeps the patch tokens of one hidden layer, or of several."""
+    """A CLIP, SigLIP or DINOv2 tower from transformers; keeps the patch tokens of one hidden layer, or of several.
 
-    def __init__(self, tower: nn.Module, encoder: ClipEncoder | SiglipEncoder | Dinov2Encoder) -> None:
+    The loop over its layers is opsin's own: it stops behind the last selected layer, and holds no other's output.
+    """
+
+    def __init__(self, tower: Any, encoder: ClipEncoder | SiglipEncoder | Dinov2Encoder) -> None:
         super().__init__()
         self.tower = tower
         self.normalise = Normalise(encoder.mean, encoder.std)
         self.width = encoder.width
-        self._select = (encoder.select_layer,) if isinstance(encoder.select_layer, int) else encoder.select_layer
-        self._prefix = PREFIX_TOKENS[encoder.kind]
-        self._last_is_normed = encoder.kind == "dinov2"
+        self._kind = encoder.kind
+        selected = (encoder.select_layer,) if isinstance(encoder.select_layer, int) else encoder.select_layer
+        # As in transformers' `hidden_states`: 0 is before the first layer, -1 behind the last.
+        depths = len(self._layers) + 1
+        if not all(-depths <= layer < depths for layer in selected):
+            raise ModelError(f"encoder.select_layer {selected}: the tower has {depths - 1} layers")
+        self._depths = [layer % depths for layer in selected]
         # DINOv2 resizes its position embeddings of its own accord.
         self._options = {} if encoder.kind == "dinov2" else {"interpolate_pos_encoding": encoder.interpolate_positions}
+
+    @property
+    def _layers(self) -> Any:
+        return self.tower.encoder.layer if self._kind == "dinov2" else self.tower.encoder.layers
 
     def forward(self, pixels_X: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """uint8 pixels of the layouts' media -> features (P, C)."""
@@ -57,13 +68,18 @@ class TransformerEncoder(nn.Module):
 
     def _encode(self, frames: Tensor) -> Tensor:
         dtype = next(self.tower.parameters()).dtype
-        out = self.tower(pixel_values=self.normalise(frames).to(dtype), output_hidden_states=True, **self._options)
-        layers = [
-            out.last_hidden_state if self._last_is_normed and layer == -1 else out.hidden_states[layer]
-            for layer in self._select
-        ]
-        features = layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
-        return features[:, self._prefix :]
+        hidden = self.tower.embeddings(self.normalise(frames).to(dtype), **self._options)
+        if self._kind == "clip":
+            hidden = self.tower.pre_layrnorm(hidden)
+        kept = {}
+        for depth in range(max(self._depths) + 1):
+            if depth:
+                hidden = self._layers[depth - 1](hidden, None)
+            if depth in self._depths:
+                is_normed = self._kind == "dinov2" and depth == len(self._layers)
+                kept[depth] = (self.tower.layernorm(hidden) if is_normed else hidden)[:, PREFIX_TOKENS[self._kind] :]
+        features = [kept[depth] for depth in self._depths]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
 
 class ConvEncoder(nn.Module):

@@ -113,22 +113,29 @@ class GatedBlock(nn.Module):
         self.feed_forward = feed_forward(language_width, fusion.feed_forward)
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_TD: Tensor, media_ND: Tensor, plan: CrossPlan) -> Tensor:
-        """Hidden states of the same shape and dtype; media (N, media width).
+    def project(self, media_ND: Tensor) -> Tensor:
+        """Media (N, media width) -> their keys and values (N, 2 I), made once for all tokens that are generated."""
+        projected: Tensor = self.key_value(media_ND)
+        return projected
+
+    def forward(self, hidden_TD: Tensor, keys_values_N: Tensor, plan: CrossPlan) -> Tensor:
+        """Hidden states of the same shape and dtype; keys and values as `project` makes them.
 
         Raises:
             ModelError: the plan was made for another pack.
         """
-        if (len(hidden_TD), len(media_ND)) != (len(plan.inverse_T), plan.num_tokens):
+        if (len(hidden_TD), len(keys_values_N)) != (len(plan.inverse_T), plan.num_tokens):
             raise ModelError(
-                f"{len(hidden_TD)} tokens and {len(media_ND)} of media, "
+                f"{len(hidden_TD)} tokens and {len(keys_values_N)} of media, "
                 f"but the plan is for {len(plan.inverse_T)} and {plan.num_tokens}"
             )
-        keys, values = self.key_value(media_ND).chunk(2, dim=-1)
-        seen = self.out(plan.attend(self.query(self.norm(hidden_TD)), keys, values, self.heads))
+        keys, values = keys_values_N.chunk(2, dim=-1)
+        # Layer norms are not under autocast on a CPU: they want the dtype of their own weights.
+        own = self.norm.weight.dtype
+        seen = self.out(plan.attend(self.query(self.norm(hidden_TD.to(own))), keys, values, self.heads))
         # Rounding to the hidden states' dtype keeps a residual stream in bfloat16 as it is under any autocast.
         hidden_TD = hidden_TD + (seen * self.attention_gate.tanh()).to(hidden_TD.dtype)
-        fed: Tensor = self.feed_forward(hidden_TD) * self.feed_forward_gate.tanh()
+        fed: Tensor = self.feed_forward(hidden_TD.to(own)) * self.feed_forward_gate.tanh()
         return hidden_TD + fed.to(hidden_TD.dtype)
 
 
@@ -154,11 +161,21 @@ class GatedBlocks(nn.Module):
             }
         )
 
-    def __contains__(self, layer: int) -> bool:
-        """Whether a block stands before the layer."""
-        return str(layer) in self.blocks
+    @property
+    def closed(self) -> bool:
+        """All gates are at zero, as they begin: whatever is behind them gets zero gradients."""
+        return not any(bool(gate.any()) for name, gate in self.named_parameters() if name.endswith("_gate"))
 
-    def __getitem__(self, layer: int) -> nn.Module:
-        """The block before the layer."""
-        block: nn.Module = self.blocks[str(layer)]
+    def project(self, media_ND: Tensor) -> dict[int, Tensor]:
+        """Keys and values of media for every block, by the layer that it stands before."""
+        return {layer: self._block(layer).project(media_ND) for layer in map(int, self.blocks)}
+
+    def forward(self, layer: int, hidden_TD: Tensor, keys_values_N: Tensor, plan: CrossPlan) -> Tensor:
+        """Hidden states after the block before `layer`."""
+        looked: Tensor = self._block(layer)(hidden_TD, keys_values_N, plan)
+        return looked
+
+    def _block(self, layer: int) -> GatedBlock:
+        block = self.blocks[str(layer)]
+        assert isinstance(block, GatedBlock)
         return block

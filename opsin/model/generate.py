@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opsin.core.types import Batch
 from opsin.model.attention import CachedAttention, KeyValueCache, PackedAttention, PrefillAttention
-from opsin.model.connection import Media
+from opsin.model.connection import Sights
 from opsin.model.vlm import Vlm
 
 SCORED_TOGETHER = 16
@@ -41,14 +41,13 @@ class Sampling:
 
 
 class Continuation:
-    """Prompts that have been read, one row each, and what their next tokens need: keys and values, positions, media."""
+    """Prompts that have been read, one row each, and what their next tokens need: a cache, positions, sights."""
 
-    def __init__(self, cache: KeyValueCache, next_B: Tensor, media: Media | None, seen_B: Tensor) -> None:
-        """`next_B`: the position after each row's last; `seen_B`: the medium its new tokens see, -1 for none."""
+    def __init__(self, cache: KeyValueCache, next_B: Tensor, sights: Sights | None, seen_B: Tensor) -> None:
+        """`next_B`: the position after each row's last; `seen_B`: the sight its new tokens see, -1 for none."""
         self.cache = cache
         self.next_B = next_B
-        self.media = media
-        self.seen_B = seen_B
+        self.sights, self.seen_B = _needed(sights, seen_B)
 
     def advance(self, tokens: int) -> None:
         """Commit `tokens` new tokens of every row."""
@@ -58,12 +57,22 @@ class Continuation:
     def keep(self, rows_B: Tensor) -> None:
         """Drop all but the named rows."""
         self.cache.keep(rows_B)
-        self.next_B, self.seen_B = self.next_B[rows_B], self.seen_B[rows_B]
+        self.next_B = self.next_B[rows_B]
+        self.sights, self.seen_B = _needed(self.sights, self.seen_B[rows_B])
 
     def repeated(self, row: int, times: int) -> Continuation:
         """`times` copies of one row."""
         rows = torch.full((times,), row, device=self.next_B.device)
-        return Continuation(self.cache.repeated(row, times), self.next_B[rows], self.media, self.seen_B[rows])
+        return Continuation(self.cache.repeated(row, times), self.next_B[rows], self.sights, self.seen_B[rows])
+
+
+def _needed(sights: Sights | None, seen_B: Tensor) -> tuple[Sights | None, Tensor]:
+    """Only the sights that rows still see, and their numbers among those."""
+    if sights is None:
+        return None, seen_B
+    kept = sorted({i for i in seen_B.tolist() if i >= 0})
+    numbers = {-1: -1} | {i: number for number, i in enumerate(kept)}
+    return sights.only(kept), torch.tensor([numbers[i] for i in seen_B.tolist()], device=seen_B.device)
 
 
 @torch.no_grad()
@@ -76,12 +85,12 @@ def prefill(model: Vlm, prompts: Batch, extra: int) -> tuple[Continuation, Tenso
     rows_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
     slots_T = torch.arange(len(rows_T), device=device) - (ends - lengths)[rows_T]
     attend = PrefillAttention(PackedAttention.plan(prompts.lengths, device), cache, rows_T, slots_T)
-    hidden_TD, media = model.read(prompts, attend)
+    hidden_TD, sights = model.read(prompts, attend)
     cache.advance(lengths)
     # Not the length: under M-RoPE a picture takes fewer positions than tokens, and a clip can end on its last frame.
     highest_T = prompts.positions_AT.amax(0)
     next_B = torch.zeros_like(lengths).scatter_reduce(0, rows_T, highest_T, "amax") + 1
-    return Continuation(cache, next_B, media, prompts.seen_T[ends - 1]), hidden_TD[ends - 1]
+    return Continuation(cache, next_B, sights, prompts.seen_T[ends - 1]), hidden_TD[ends - 1]
 
 
 @torch.no_grad()
@@ -89,7 +98,7 @@ def extend(model: Vlm, rows: Continuation, tokens_BS: Tensor) -> Tensor:
     """Hidden states (B, S, D) of new text tokens behind every row. The caller commits them with `rows.advance`."""
     positions_BS = rows.next_B[:, None] + torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
     positions_ABS = positions_BS.expand(model.config.positions.axes, *positions_BS.shape)
-    gaze = model.connection.gaze(rows.media, rows.seen_B[:, None].expand(tokens_BS.shape))
+    gaze = model.connection.gaze(rows.sights, rows.seen_B[:, None].expand(tokens_BS.shape))
     hidden: Tensor = model.decoder(model.decoder.embed(tokens_BS), positions_ABS, CachedAttention(rows.cache), gaze)
     return hidden
 

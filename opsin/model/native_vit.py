@@ -116,7 +116,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class VitBlock(nn.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
@@ -142,7 +142,7 @@ class NativeVit(nn.Module):
         vector = 3 * encoder.temporal * encoder.patch_size**2
         self.patch_embed = nn.Linear(vector, encoder.width, bias=False)
         self.blocks = nn.ModuleList(
-            Block(encoder.width, encoder.heads, encoder.feed_forward) for _ in range(encoder.depth)
+            VitBlock(encoder.width, encoder.heads, encoder.feed_forward) for _ in range(encoder.depth)
         )
 
     def forward(self, patches_PK: Tensor, grids: Sequence[Grid]) -> Tensor:

@@ -41,6 +41,10 @@ def frames_of(pixels_X: Tensor, layouts: Sequence[Layout]) -> list[Tensor]:
     return [part.view(x.frames, 3, *x.canvas) for part, x in zip(cut, layouts, strict=True)]
 
 
+FRAMES_AT_ONCE = 16
+"""Frames that are encoded together where no gradient is kept: more would only take memory."""
+
+
 def encode_by_canvas(pixels_X: Tensor, layouts: Sequence[Layout], encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Features (P, C) of an encoder that takes frames of one size at a time: `encode` is called once for every size.
 
@@ -52,7 +56,9 @@ def encode_by_canvas(pixels_X: Tensor, layouts: Sequence[Layout], encode: Callab
         members.setdefault(layout.canvas, []).append(i)
     found: dict[int, Tensor] = {}
     for together in members.values():
-        features = encode(torch.cat([frames[i] for i in together]))
+        one_size = torch.cat([frames[i] for i in together])
+        parts = (one_size,) if torch.is_grad_enabled() else torch.split(one_size, FRAMES_AT_ONCE)
+        features = torch.cat([encode(part) for part in parts])
         for i, part in zip(together, torch.split(features, [layouts[i].frames for i in together]), strict=True):
             if part.shape[0] * part.shape[1] != layouts[i].patches:
                 raise ModelError(

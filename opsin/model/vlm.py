@@ -12,7 +12,7 @@ from opsin.core.errors import ModelError
 from opsin.core.types import Batch
 from opsin.model.attention import Attend, PackedAttention
 from opsin.model.config import ModelConfig, PartName
-from opsin.model.connection import Connection, Media
+from opsin.model.connection import Connection, Sights
 from opsin.model.decoder import load_decoder
 from opsin.model.encoders import load_encoder
 from opsin.model.splice import splice
@@ -71,30 +71,28 @@ class Vlm(nn.Module):
             )
         return features_PC
 
-    def look(self, batch: Batch) -> Media | None:
-        """The visual tokens of the batch's media, or None if it has none."""
-        if not batch.layouts:
-            return None
-        tokens_ND = self.connection(self.encode(batch), batch.layouts)
-        return Media(tokens_ND, tuple(layout.tokens for layout in batch.layouts))
+    def look(self, batch: Batch) -> Tensor | None:
+        """The visual tokens (N, D) of the batch's media, or None if it has none."""
+        return self.connection(self.encode(batch), batch.layouts) if batch.layouts else None
 
-    def embed(self, batch: Batch, media: Media | None) -> Tensor:
+    def embed(self, batch: Batch, visual_ND: Tensor | None) -> Tensor:
         """Text embeddings (T, D), with the visual tokens in their places where the model splices them.
 
         Raises:
             ModelError: there are not as many visual tokens as places.
         """
         embeddings_TD = self.decoder.embed(batch.tokens_T)
-        if media is None or not self.config.spliced:
+        if visual_ND is None or not self.config.spliced:
             return embeddings_TD
-        return splice(embeddings_TD, media.tokens_ND, batch.visual_N)
+        return splice(embeddings_TD, visual_ND, batch.visual_N)
 
-    def read(self, batch: Batch, attend: Attend) -> tuple[Tensor, Media | None]:
-        """Hidden states (T, D) after the final norm, and the media that were seen (for tokens to come)."""
-        media = self.look(batch)
-        gaze = self.connection.gaze(media, batch.seen_T)
-        hidden_1TD = self.decoder(self.embed(batch, media)[None], batch.positions_AT[:, None], attend, gaze)
-        return hidden_1TD[0], media
+    def read(self, batch: Batch, attend: Attend) -> tuple[Tensor, Sights | None]:
+        """Hidden states (T, D) after the final norm, and what gated blocks saw (for tokens to come)."""
+        visual_ND = self.look(batch)
+        sights = self.connection.sights(visual_ND, batch.sights)
+        gaze = self.connection.gaze(sights, batch.seen_T)
+        hidden_1TD = self.decoder(self.embed(batch, visual_ND)[None], batch.positions_AT[:, None], attend, gaze)
+        return hidden_1TD[0], sights
 
     def forward(self, batch: Batch, attend: Attend | None = None) -> Tensor:
         """Hidden states (T, D) after the final norm; documents do not see each other."""

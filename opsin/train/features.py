@@ -5,7 +5,7 @@ its layout (the same picture is cut in another way when it is one of several).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from opsin.core.errors import OpsinError
 from opsin.core.files import home, replacing, sha256_bytes, sha256_file
-from opsin.core.types import Clip, Medium
+from opsin.core.types import Clip, Medium, Picture
 from opsin.data.example import Preparation, Seen
 from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
+from opsin.vision.any_res import AnyRes
 
 Progress = Callable[[int, int], None]
 """Told (media done, media to do)."""
 
-BATCH = 16
-"""Media encoded at a time."""
+BATCH_BYTES = 16 * 3 * 384 * 384
+"""Pixels decoded and encoded at a time, at least one medium."""
 
 
 class FeatureCacheError(OpsinError):
@@ -44,9 +45,12 @@ def encoder_digest(model: Vlm) -> str:
 
 def medium_digest(medium: Medium) -> str:
     """Names a picture or clip by its bytes."""
-    if isinstance(medium, Clip):
+    if isinstance(medium, Clip) and medium.path is None:
         return sha256_bytes("\n".join(map(medium_digest, medium.frames)).encode())
-    return sha256_bytes(medium.data) if medium.data is not None else sha256_file(Path(medium.path or ""))
+    if isinstance(medium, Picture) and medium.data is not None:
+        return sha256_bytes(medium.data)
+    digest = sha256_file(Path(medium.path or ""))
+    return f"{digest} {medium.taken}" if isinstance(medium, Clip) else digest
 
 
 class FeatureCache:
@@ -96,14 +100,14 @@ class FeatureCache:
             key = self._key(pair)
             if key not in self._rows:
                 missing[key] = pair
-        todo = list(missing.items())
-        for start in range(0, len(todo), BATCH):
-            part = todo[start : start + BATCH]
-            self._rows |= zip((key for key, _ in part), self._encode([pair for _, pair in part]), strict=True)
-            on_progress(start + len(part), len(todo))
-        if todo:
+        done = 0
+        for part in _batches(missing):
+            self._rows |= zip(part, self._encode([missing[key] for key in part]), strict=True)
+            done += len(part)
+            on_progress(done, len(missing))
+        if missing:
             self._save()
-        return len(todo)
+        return len(missing)
 
     def get(self, seen: Sequence[Seen]) -> Tensor:
         """Features (P, C) of media, one after the other, that were added before."""
@@ -118,10 +122,13 @@ class FeatureCache:
         return [row.clone() for row in rows]
 
     def _key(self, pair: Seen) -> str:
+        """What decides the features: the medium's bytes, and what is cut from it (the file's name has all the rest)."""
         medium, layout = pair
         if medium not in self._digests:
             self._digests[medium] = medium_digest(medium)
-        return sha256_bytes(f"{self._digests[medium]} {layout}".encode())
+        # Only AnyRes cuts the same picture in another way where it is one of several.
+        role = layout.role if isinstance(self._preparation.resolution, AnyRes) else ""
+        return f"{self._digests[medium]} {layout.frames} x {layout.canvas} {role}"
 
     def _save(self) -> None:
         features_PC = torch.cat(list(self._rows.values()))
@@ -129,6 +136,19 @@ class FeatureCache:
         metadata = {"media": json.dumps(lengths), "sha256": _tensor_digest(features_PC)}
         with replacing(self.path) as temporary:
             save_file({"features": features_PC}, temporary, metadata=metadata)
+
+
+def _batches(missing: Mapping[str, Seen]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for key, (_, layout) in missing.items():
+        if batch and size + layout.bytes > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(key)
+        size += layout.bytes
+    if batch:
+        yield batch
 
 
 def _tensor_digest(tensor: Tensor) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -92,7 +92,7 @@ class AnyRes(BaseModel):
             role=role,
         )
 
-    def pixels(self, images: Sequence[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
+    def pixels(self, images: Iterable[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
         """RGB images -> uint8 (layout.frames, 3, size, size): base and tiles in raster order, or the frames of a clip.
 
         `mean` is the encoder's mean colour (0..1), which surrounds the base of one of several pictures.
@@ -102,7 +102,7 @@ class AnyRes(BaseModel):
         (image,) = images
         if not self._tiled(layout.role):
             return channels_first(stretch(expand_to_square(image, mean), self.size, self.size))[None]
-        base = channels_first(stretch(image, self.size, self.size))[None]
+        base = np.stack([channels_first(stretch(image, self.size, self.size))])
         canvas = np.asarray(letterbox(image, *self.pinpoint_for(*layout.source)))
         rows, cols = canvas.shape[0] // self.size, canvas.shape[1] // self.size
         tiles = canvas.reshape(rows, self.size, cols, self.size, 3).transpose(0, 2, 4, 1, 3)

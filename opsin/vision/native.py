@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -83,7 +83,7 @@ class Native(BaseModel):
             role=role,
         )
 
-    def pixels(self, images: Sequence[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
+    def pixels(self, images: Iterable[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
         """RGB images -> uint8 (layout.frames, 3, *layout.canvas)."""
         del mean
         frames = [channels_first(stretch(image, *layout.canvas)) for image in images]

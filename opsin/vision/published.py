@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from opsin.core.errors import ModelError
 from opsin.core.types import Layout, MediumRole
 from opsin.vision.any_res import NEXT_PINPOINTS, ONEVISION_PINPOINTS, AnyRes
 from opsin.vision.native import Native
-from opsin.vision.resolution import Resolution
+from opsin.vision.resolution import Resolution, plan_layout
 from opsin.vision.square import Square
 from opsin.vision.tower import Tower
 
@@ -31,10 +30,7 @@ class Published:
         Raises:
             ModelError: the model cannot take it.
         """
-        try:
-            return self.resolution.plan(height, width, role, self.tower, frames)
-        except ValueError as error:
-            raise ModelError(str(error)) from None
+        return plan_layout(self.resolution, height, width, role, self.tower, frames)
 
 
 def _each_patch(rows: int, cols: int) -> tuple[int, int]:

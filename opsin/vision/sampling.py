@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 QwenRule = Literal["0.0.8", "0.0.14", "transformers"]
 """Qwen2-VL's samplers: those of two versions of qwen-vl-utils, and the one in transformers 5."""
@@ -95,3 +96,57 @@ def _check(total: int, rate: float, target: float) -> None:
         raise ValueError(f"a video has at least 1 frame, got {total}")
     if not (0 < rate < math.inf and 0 < target < math.inf):
         raise ValueError(f"frames per second must be positive numbers, got {rate} and {target}")
+
+
+class EvenFrames(BaseModel):
+    """So many frames, spread evenly over a video; all of them where it has fewer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["even"] = "even"
+    count: int = Field(default=8, ge=1, le=1024)
+
+    def take(self, total: int, rate: float) -> tuple[int, ...]:
+        """Numbers of the frames that are taken of `total`."""
+        _check(total, rate, 1.0)
+        return tuple(np.linspace(0, total - 1, min(self.count, total)).round().astype(int).tolist())
+
+
+class LlavaFrames(BaseModel):
+    """LLaVA-OneVision's rule: `rate` frames a second, at most `most` (`llava_frames`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["llava"] = "llava"
+    rate: float = Field(default=1.0, gt=0, le=120)
+    most: int = Field(default=32, ge=1, le=1024)
+    spread: bool = False
+
+    def take(self, total: int, rate: float) -> tuple[int, ...]:
+        """Numbers of the frames that are taken of `total`."""
+        return tuple(llava_frames(total, rate, target=self.rate, most=self.most, spread=self.spread).tolist())
+
+
+class QwenFrames(BaseModel):
+    """Qwen2-VL's rule: `rate` frames a second, an even number from `least` to `most` (`qwen_frames`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["qwen"] = "qwen"
+    rule: QwenRule = "0.0.8"
+    rate: float = Field(default=2.0, gt=0, le=120)
+    least: int = Field(default=4, ge=2, le=1024)
+    most: int = Field(default=768, ge=2, le=1024)
+
+    def take(self, total: int, rate: float) -> tuple[int, ...]:
+        """Numbers of the frames that are taken of `total`.
+
+        Raises:
+            ValueError: the video has fewer than two frames.
+        """
+        found = qwen_frames(total, rate, rule=self.rule, target=self.rate, least=self.least, most=self.most)
+        return tuple(found.tolist())
+
+
+Sampling = Annotated[EvenFrames | LlavaFrames | QwenFrames, Field(discriminator="kind")]
+"""The only list of frame sampling rules in the project."""

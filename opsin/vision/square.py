@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -48,7 +48,7 @@ class Square(BaseModel):
             role=role,
         )
 
-    def pixels(self, images: Sequence[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
+    def pixels(self, images: Iterable[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
         """RGB images -> uint8 (frames, 3, size, size). `mean` is the encoder's mean colour (0..1), used by `pad`."""
         del layout
         return np.stack([channels_first(self._square(image, mean)) for image in images])

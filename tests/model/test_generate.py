@@ -59,6 +59,7 @@ def appended(model: Vlm, prompt: Batch, tokens: list[int]) -> torch.Tensor:
         lengths=(len(ids),),
         visual_N=prompt.visual_N,
         seen_T=torch.cat([prompt.seen_T, prompt.seen_T[-1:].expand(len(tokens))]),
+        sights=prompt.sights,
         layouts=prompt.layouts,
         ids=prompt.ids,
         pixels_X=prompt.pixels_X,

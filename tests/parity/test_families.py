@@ -150,12 +150,12 @@ def test_visual_tokens_equal_the_references_image_features(family: str, folder: 
         if family == "llava_onevision":
             wanted["batch_num_images"] = inputs["batch_num_images"]
         with torch.no_grad():
-            media = pair.ours.look(collate([example], pair.prepare))
+            visual_ND = pair.ours.look(collate([example], pair.prepare))
             features = pair.theirs.get_image_features(**wanted)
         features = getattr(features, "pooler_output", features)
         expected = torch.cat(list(features)) if isinstance(features, list | tuple) else features.flatten(0, -2)
-        assert media is not None
-        torch.testing.assert_close(media.tokens_ND, expected, atol=2e-5, rtol=0)
+        assert visual_ND is not None
+        torch.testing.assert_close(visual_ND, expected, atol=2e-5, rtol=0)
 
 
 def test_positions_equal_the_references_rope_index(folder: Path, make: Any) -> None:
