@@ -149,13 +149,14 @@ def _load_tower(encoder: TowerEncoder, *, weights: bool) -> nn.Module:
     dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
     config = AutoConfig.for_model(TOWER_MODEL_TYPES[encoder.family], **facts)
     if encoder.path is None or not weights:
-        tower: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
+        tower: nn.Module = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         return tower
     logging.disable_progress_bar()  # opsin shows its own
     tower, report = AutoModel.from_pretrained(
         encoder.path,
         config=config,
         dtype=getattr(torch, dtype) if dtype else torch.float32,
+        attn_implementation="sdpa",
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from opsin.core.errors import ModelError
 from opsin.core.paths import ExistingFolder
 
-NEVER_FROM_A_FILE = ("auto_map", "trust_remote_code", "_attn_implementation", "_attn_implementation_internal")
+NEVER_FROM_A_FILE = (
+    "auto_map",
+    "trust_remote_code",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+)
+"""Keys with which a config could make transformers fetch and run code (CVE-2026-4372, for one)."""
 MAX_CONFIG_BYTES = 1_000_000
 
 
@@ -38,7 +45,15 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    return {key: value for key, value in config.items() if key not in NEVER_FROM_A_FILE}
+    harmless: dict[str, Any] = _without_code(config)
+    return harmless
+
+
+def _without_code(value: Any) -> Any:
+    """A JSON value without the keys of `NEVER_FROM_A_FILE`, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_code(item) for key, item in value.items() if key not in NEVER_FROM_A_FILE}
+    return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
 class Pretrained(Value):
@@ -51,6 +66,8 @@ class Pretrained(Value):
     def _named_once(self) -> Pretrained:
         if self.path is None and self.config is None:
             raise ValueError("give either 'path' (a model directory) or 'config' (to start from random weights)")
+        if self.config is not None and _without_code(self.config) != self.config:
+            raise ValueError(f"'config' may not choose code or kernels: remove {', '.join(NEVER_FROM_A_FILE)}")
         return self
 
     def resolved(self) -> Pretrained:

@@ -73,7 +73,8 @@ def test_words_look_at_the_latest_medium_as_in_openflamingo() -> None:
     hidden, media, so_far = rows_of_golden(case)
     seen = [2 * row + count - 1 if count else -1 for row in range(2) for count in so_far[row]]
     plan = CrossPlan.plan(torch.tensor(seen), [3] * 4, CPU)
-    out = from_flamingo(case)(hidden.flatten(0, 1), media.reshape(12, 6), plan)
+    block = from_flamingo(case)
+    out = block(hidden.flatten(0, 1), block.project(media.reshape(12, 6)), plan)
     torch.testing.assert_close(out.flatten(), torch.tensor(case["out"]), atol=2e-5, rtol=0)
 
 
