@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opsin.core.errors import DataError
 from opsin.core.types import Conversation, Picture, Turn
-from opsin.data.image_paths import ImageRoot
+from opsin.data.media_paths import MediaRoot
 from opsin.data.records import BadRecord, Record, read_records
 from opsin.data.user_turn import user_turn
 
@@ -59,7 +59,7 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
     """
     if not path.is_file():
         raise DataError([f"{path}: no such file; give the file of held-out questions"])
-    images = ImageRoot(image_root)
+    images = MediaRoot(image_root)
     questions: list[Question] = []
     problems: list[str] = []
     for record in read_records(path):
@@ -76,7 +76,7 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
     return questions
 
 
-def _question(record: Record | BadRecord, where: str, images: ImageRoot) -> Question | list[str]:
+def _question(record: Record | BadRecord, where: str, images: MediaRoot) -> Question | list[str]:
     """The question, or what is wrong with its record."""
     if isinstance(record, BadRecord):
         return [record.problem]

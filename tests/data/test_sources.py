@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from opsin.core.errors import DataError
-from opsin.core.types import Conversation, Picture, Turn
+from opsin.core.types import Clip, Conversation, Picture, Turn
 from opsin.data.sources import LlavaFile, MessagesFile, Source, read_conversations
 
 if TYPE_CHECKING:
@@ -110,13 +110,13 @@ def test_every_problem_of_the_file_is_reported_at_once(folder: Path) -> None:
         f"1: (s1) the text has 2 <image> and 'image' has 1 path(s); {marks}",
         f"2: (s1) the text has 0 <image> and 'image' has 1 path(s); {marks}",
         f"3: (s1) the text has 1 <image> and 'image' has 0 path(s); {marks}",
-        "4: (s4) turn 2 is a gpt turn with 1 <image>; pictures belong to human turns",
+        "4: (s4) turn 2 is an answer with 1 <image>; media belong to human turns",
         f"5: (s1) image 'gone.jpg': no such file under {images}; correct the path or image_root",
         "5: (s1) image '../secret.jpg': '..' in the path; make it relative to image_root, or set allow_outside",
         f"6: (s1) image '{folder / 'secret.jpg'}': absolute path; make it relative to image_root, or set allow_outside",
         f"7: (s1) image 'link.jpg': a link out of {images}; copy the file in, or set allow_outside",
         "8: (s8) 'conversations' must be a list of turns, got str 'no'",
-        "9: (line 9) turn 1: 'from' must be 'human' or 'gpt', got str 'robot'",
+        "9: (line 9) turn 1: 'from' must be 'human' or 'gpt' or 'user' or 'assistant' or 'system', got str 'robot'",
         "10: (s10) turn 1: 'value' must be a text, got int 3",
         "11: (line 11) 'id' must be a text or a number, got list [1]",
         "12: (s12) has 0 turns; remove the record",
@@ -228,11 +228,28 @@ def test_messages(folder: Path) -> None:
         ({"role": "user", "content": [3]}, "message 1, item 1 must be a JSON object, got int 3"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
-            "message 1, item 1: 'type' must be 'text' or 'image', got str 'image_url'",
+            "message 1, item 1: 'image_url' must be a JSON object, got str 'x'",
+        ),
+        (
+            {"role": "user", "content": [{"type": "audio", "audio": "x"}]},
+            "message 1, item 1: 'type' must be 'text', 'image', 'image_url' or 'video', got str 'audio'",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}]},
+            "image 'https://a.b/c.png': a URL; opsin opens local files only: fetch it, and give its path",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,%%%"}]},
+            "message 1, item 1: not valid base64",
+        ),
+        (
+            {"role": "user", "content": [{"type": "video", "video": []}]},
+            "message 1, item 1: 'video' is an empty list; it needs at least one frame",
         ),
         (
             {"role": "user", "content": [{"type": "image", "image": "a.jpg", "max_pixels": 9}]},
-            "message 1, item 1: unknown key 'max_pixels'; an item of type 'image' has 'type' and 'image' only",
+            "message 1, item 1: unknown key 'max_pixels'; an item of type 'image' has 'type' and 'image' only; sizes "
+            "are the model's: set them in model.resolution and model.video",
         ),
         ({"role": "user", "content": [{"type": "text"}]}, "message 1, item 1: 'text' must be a text, got nothing"),
         ("x", "message 1 must be a JSON object, got str 'x'"),
@@ -247,3 +264,72 @@ def test_sources_are_configuration_values(tmp_path: Path) -> None:
     adapter: TypeAdapter[Source] = TypeAdapter(Source)
     source = adapter.validate_python({"kind": "messages", "path": tmp_path / "x.jsonl"})
     assert source == MessagesFile(path=tmp_path / "x.jsonl")
+
+
+def with_videos(folder: Path) -> Path:
+    for name in ("a.mp4", "b.mkv"):
+        (folder / "images" / name).write_bytes(b"x")
+    return folder / "images"
+
+
+def test_videos_take_their_marks_or_llavas_image_marks(folder: Path) -> None:
+    media = with_videos(folder)
+    picture, clips = Picture(path=media / "a.jpg"), [Clip(path=media / "a.mp4"), Clip(path=media / "b.mkv")]
+    path = written(
+        folder,
+        [
+            llava("<image>\nWhat happens?", "It moves.", video="a.mp4"),
+            llava("<video> then <video>?", "No.", videos=["a.mp4", "b.mkv"]),
+            llava("<video> and <image>", "Yes.", images=["a.jpg"], video="b.mkv"),
+        ],
+    )
+    first, second, third = read_llava(path)
+    assert first.turns[0].parts == (clips[0], "\nWhat happens?")
+    assert second.turns[0].parts == (clips[0], " then ", clips[1], "?")
+    assert third.turns[0].parts == (clips[1], " and ", picture)
+
+
+def test_typed_items_of_qwen_and_openai(folder: Path) -> None:
+    media = with_videos(folder)
+    content = [
+        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+        {"type": "video", "video": "a.mp4"},
+        {"type": "video", "video": ["a.jpg", "b.jpg"]},
+        {"type": "text", "text": "<image> stays text"},
+    ]
+    said = [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes."}]
+    (found,) = read_messages(written(folder, [{"messages": said}]))
+    pictures = [Picture(path=media / name) for name in ("a.jpg", "b.jpg")]
+    assert found.turns[0].parts == (
+        pictures[0],
+        Picture(data=b"ABC"),
+        Clip(path=media / "a.mp4"),
+        Clip(frames=tuple(pictures)),
+        "<image> stays text",
+    )
+
+
+def test_messages_with_media_beside_them_use_marks(folder: Path) -> None:
+    said = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat."}]
+    (found,) = read_messages(written(folder, [{"messages": said, "images": ["a.jpg"]}]))
+    assert found.turns[0].parts == (Picture(path=folder / "images" / "a.jpg"), "What?")
+
+
+def test_marks_and_videos_that_do_not_match_are_named(folder: Path) -> None:
+    with_videos(folder)
+    path = written(
+        folder,
+        [
+            llava("<image>", "A", video=["a.mp4", "b.mkv"]),
+            llava("<video>", "A"),
+            llava("<image>", "A", image="a.jpg", images=["b.jpg"]),
+            llava("<video>", "A", video="gone.mp4"),
+        ],
+    )
+    assert problems_of(path) == [
+        "1: (s1) the text has 1 <image> and 'video' has 2 path(s); every mark needs one video and every video one mark",
+        "2: (s1) the text has 1 <video> and 'video' has 0 path(s); every mark needs one video and every video one mark",
+        "3: (s1) has both 'image' and 'images'; keep one of them",
+        f"4: (s1) video 'gone.mp4': no such file under {folder / 'images'}; correct the path or image_root",
+    ]
