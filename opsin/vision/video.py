@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from opsin.core.errors import MissingExtraError, VideoError
+from opsin.core.errors import MissingExtraError, PictureError, VideoError
 from opsin.vision.picture import check_size
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class VideoFacts:
     @property
     def tolerance(self) -> float:
         """How far header and frames can disagree at the end of a whole file: its sound can be a little longer."""
-        return max(2.5 / self.rate, min(0.02 * self.seconds, 2.0))
+        return max(1.5 / self.rate, min(0.02 * self.seconds, 2.0))
 
 
 def video_facts(path: Path) -> VideoFacts:
@@ -82,7 +82,7 @@ def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[tuple[float, Imag
         for number in wanted:
             seconds = number / facts.rate
             frame = shown.at(seconds, slack=0.5 / facts.rate)
-            if frame is None or shown.last_seconds + facts.tolerance < seconds:
+            if frame is None or shown.until + facts.tolerance < seconds:
                 raise VideoError(
                     f"{path}: cut short: its header says {facts.seconds:.1f} s, but its frames end at "
                     f"{shown.last_seconds:.1f} s; replace the file"
@@ -100,6 +100,13 @@ class _Shown:
         self._current: Any = None
         self._next: Any = None
         self.last_seconds = 0.0
+
+    @property
+    def until(self) -> float:
+        """When the frame that `at` gave goes: as the next one begins (a slide can stand long), or as it says itself."""
+        if self._next is not None:
+            return self._seconds(self._next)
+        return self.last_seconds + float((self._current.duration or 0) * self._stream.time_base)
 
     def at(self, seconds: float, slack: float) -> Any:
         """The last frame that begins at or before `seconds`; moments must not go back."""
@@ -145,7 +152,10 @@ def _facts(path: Path, container: Any, stream: Any) -> VideoFacts:
     if frames / rate > MAX_SECONDS:
         raise VideoError(f"{path}: {frames / rate / 3600:.1f} hours; the limit is {MAX_SECONDS // 3600}")
     height, width = stream.codec_context.height, stream.codec_context.width
-    check_size(str(path), height, width)
+    try:
+        check_size(str(path), height, width)
+    except PictureError as error:
+        raise VideoError(str(error)) from None
     with _naming(path):
         first = next(container.decode(stream), None)
     if first is None:

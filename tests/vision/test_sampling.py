@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from opsin.vision.sampling import QwenRule, llava_frames, qwen_frames
+from opsin.vision.sampling import EvenFrames, LlavaFrames, QwenFrames, QwenRule, Sampling, llava_frames, qwen_frames
 from tests.support.golden import golden
 
 COLUMNS: dict[QwenRule, str] = {
@@ -92,3 +92,46 @@ def test_impossible_videos_are_refused(arguments: dict[str, Any], message: str) 
     for sample in (llava_frames, qwen_frames):
         with pytest.raises(ValueError, match=message):
             sample(**arguments)
+
+
+@st.composite
+def samplings(draw: st.DrawFn) -> tuple[Sampling, int]:
+    """A rule, and the most frames that it may take."""
+    most = draw(st.integers(2, 100))
+    rate = draw(st.floats(0.1, 8))
+    rule = draw(st.sampled_from(list(COLUMNS)))
+    made: Sampling = draw(
+        st.sampled_from(
+            [EvenFrames(count=most), LlavaFrames(rate=rate, most=most), QwenFrames(rule=rule, rate=rate, most=most)]
+        )
+    )
+    return made, max(most, 4) if isinstance(made, QwenFrames) else most
+
+
+@settings(deadline=None, max_examples=200)
+@given(samplings(), st.integers(1, 5000), st.floats(1, 120))
+def test_every_rule_takes_frames_that_exist_in_order_and_no_more_than_it_may(
+    made: tuple[Sampling, int], total: int, rate: float
+) -> None:
+    rule, most = made
+    assume(total > 1 or not isinstance(rule, QwenFrames))
+    taken = rule.take(total, rate)
+    assert all(type(frame) is int for frame in taken)
+    assert 0 <= taken[0] <= taken[-1] < total
+    assert list(taken) == sorted(set(taken))
+    assert 1 <= len(taken) <= min(most, total)
+
+
+def test_rules_by_their_values() -> None:
+    assert EvenFrames(count=4).take(31, 30.0) == (0, 10, 20, 30)
+    assert EvenFrames(count=4).take(3, 30.0) == (0, 1, 2)
+    assert EvenFrames(count=1).take(9, 30.0) == (0,)
+    assert LlavaFrames(rate=2, most=3).take(60, 30.0) == (0, 29, 59)
+    assert LlavaFrames(rate=2).take(60, 30.0) == (0, 15, 30, 45)
+    assert LlavaFrames(most=6, spread=True).take(4, 1.0) == (0, 0, 1, 1, 2, 3)
+    assert QwenFrames(rate=1, least=2).take(100, 25.0) == (0, 33, 66, 99)
+    assert QwenFrames(rate=1, least=2, rule="transformers").take(100, 25.0) == (0, 25, 50, 75)
+    with pytest.raises(ValueError, match="0 frames are to be taken of a video of 1"):
+        QwenFrames().take(1, 25.0)
+    with pytest.raises(ValueError, match="a video has at least 1 frame, got 0"):
+        EvenFrames().take(0, 25.0)
