@@ -24,6 +24,7 @@ from opsin.core.terminal import printable
 
 if TYPE_CHECKING:  # numpy and pydantic are imported by the commands that need them
     from opsin.core.types import Layout
+    from opsin.data.check import Checked
     from opsin.model.config import ModelConfig
     from opsin.vision.published import Published
 
@@ -137,14 +138,17 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes: stages.0.train.connector.lr=5e-4")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory, by default runs/NAME of the recipe.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run directory instead.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used; they are counted and named.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a recipe's stages, or go on with a run."""
     if (recipe is None) == (resume is None):
         raise OpsinError("give a recipe to train, or --resume RUN to go on with one, not both")
     if resume is not None:
-        if overrides or out is not None:
-            raise OpsinError("--resume goes on with the run as it is: no overrides and no --out")
+        if overrides or out is not None or skip_bad:
+            raise OpsinError("--resume goes on with the run as it is: no overrides, no --out and no --skip-bad")
         console = Console(stderr=True)
         from opsin.train.progress import ProgressHooks
         from opsin.train.run import resume as go_on
@@ -154,7 +158,7 @@ def train(
     else:
         from opsin.train.recipe import load_recipe
 
-        value = load_recipe(recipe or Path(), overrides or [])
+        value = load_recipe(recipe or Path(), [*(overrides or []), *(["skip_bad=true"] if skip_bad else [])])
         console = Console(stderr=True)
         console.print("loading libraries", style="dim")
         from opsin.train.progress import ProgressHooks
@@ -163,6 +167,39 @@ def train(
         with ProgressHooks(console) as progress:
             checkpoint = start(value, out or Path("runs") / value.name, progress.hooks())
     typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else f"checkpoint  {checkpoint}")
+
+
+data = typer.Typer(name="data", help="Look into data files.", no_args_is_help=True)
+app.add_typer(data)
+
+
+@data.command("check")
+def check_data(
+    files: Annotated[list[Path], typer.Argument(help="LLaVA, ShareGPT or messages files, JSON or JSON Lines.")],
+    image_root: Annotated[Path | None, typer.Option(help="Where media lie; by default beside each file.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every picture too (slow).")] = False,
+    as_json: Json = False,
+) -> None:
+    """List every problem of every record, and count them by kind; exits with 2 if there are any."""
+    from opsin.data.check import check, source_of
+
+    found = [check(source_of(path, image_root), decode=decode) for path in files]
+    if as_json:
+        typer.echo(json.dumps([_checked(one) for one in found]))
+    else:
+        for one in found:
+            for problem in one.problems:
+                typer.echo(printable(problem.text))
+            counted = ", ".join(f"{number:,} {name}" for name, number in one.counts.items()) or "no usable record"
+            wrong = ", ".join(f"{number:,} {kind}" for kind, number in one.kinds.items())
+            typer.echo(printable(f"{one.path}: {counted}; " + (f"problems: {wrong}" if wrong else "no problems")))
+    if any(one.problems for one in found):
+        raise typer.Exit(FAILED)
+
+
+def _checked(one: Checked) -> dict[str, Any]:
+    problems = [{"kind": problem.kind, "text": problem.text} for problem in one.problems]
+    return {"path": str(one.path), "counts": dict(one.counts), "kinds": one.kinds, "problems": problems}
 
 
 @app.command()

@@ -13,7 +13,6 @@ from opsin.core.errors import DataError, OpsinError
 from opsin.core.types import Conversation, Example
 from opsin.data.example import Preparation, make_example
 from opsin.data.plan import Pack, plan_epoch
-from opsin.data.sources import read_conversations
 from opsin.model.config import ModelConfig
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.recipe import Stage
@@ -27,13 +26,17 @@ class StageData:
     sizes: tuple[int, ...]
     preparation: Preparation
     counts: Counter[str]
+    skipped: tuple[str, ...] = ()
 
 
-def read_stage(stage: Stage, config: ModelConfig, tokenizer: Tokenizer) -> StageData:
+def read_stage(stage: Stage, config: ModelConfig, tokenizer: Tokenizer, *, skip_bad: bool = False) -> StageData:
     """Read and render all of a stage's files.
 
+    With `skip_bad`, records that cannot be used are left out, each named in `skipped`.
+
     Raises:
-        DataError: with every problem of every record; a sample longer than the language model's context is one.
+        DataError: with every problem of every record, unless `skip_bad`; a sample longer than the language model's
+            context is one. There are no samples.
     """
     prepare = preparation(config, tokenizer, stage.template)
     context = int(config.language.facts.get("max_position_embeddings", sys.maxsize))
@@ -42,20 +45,19 @@ def read_stage(stage: Stage, config: ModelConfig, tokenizer: Tokenizer) -> Stage
     counts: Counter[str] = Counter()
     problems: list[str] = []
     for source in stage.data:
+        conversations: list[Conversation] = []
         try:
-            conversations, counted = read_conversations([source])
-            counts += counted
-        except DataError as error:
+            conversations.extend(source.conversations(counts))
+        except DataError as error:  # raised behind the last record: the good ones have been given
             problems += error.problems
-            continue
         made = [_checked(conversation, prepare, context, problems) for conversation in conversations]
         examples += [example for example in made if example is not None]
-        sizes.append(len(made))
-    if problems:
+        sizes.append(sum(example is not None for example in made))
+    if problems and not skip_bad:
         raise DataError(problems)
     if not examples:
-        raise DataError([f"stage {stage.name!r}: its files hold no samples"])
-    return StageData(tuple(examples), tuple(sizes), prepare, counts)
+        raise DataError([f"stage {stage.name!r}: its files hold no samples", *problems])
+    return StageData(tuple(examples), tuple(sizes), prepare, counts, tuple(problems))
 
 
 def _checked(conversation: Conversation, prepare: Preparation, context: int, problems: list[str]) -> Example | None:

@@ -3,6 +3,7 @@
 RUN/recipe.json      the resolved recipe
 RUN/run.json         versions, git state, hashes of the data files
 RUN/metrics.jsonl    one line a step
+RUN/skipped.txt      records that skip_bad left out, and why
 RUN/checkpoints/     00-align-000000120/ ...
 """
 
@@ -21,7 +22,7 @@ from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
 from opsin.core.errors import DataError, TrainError
-from opsin.core.files import write_json
+from opsin.core.files import write_json, write_text
 from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
 from opsin.model.lora import merge_lora, require_peft
@@ -37,6 +38,7 @@ from opsin.train.warm_start import warm_start
 
 OPTIMISER = "optimiser.safetensors"
 METRICS = "metrics.jsonl"
+SKIPPED = "skipped.txt"
 
 
 def _ignore(*_: object) -> None:
@@ -76,6 +78,7 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
     work = _read_work(recipe, 0)
     out.mkdir(parents=True, exist_ok=True)
     write_record(recipe, out)
+    _name_skipped(work, out, hooks)
     (out / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     torch.manual_seed(recipe.seed)
     model = _first_model(recipe).to(_device(recipe))
@@ -142,13 +145,26 @@ def _read_work(recipe: Recipe, first: int) -> Work:
         if any(plan.lora is not None for plan in stage.train.parts.values()):
             require_peft()
         try:
-            data[index] = read_stage(stage, recipe.composition, tokenizer)
+            data[index] = read_stage(stage, recipe.composition, tokenizer, skip_bad=recipe.skip_bad)
             steps[index] = plan_steps(data[index], stage, recipe.seed)
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise DataError(list(problems))
     return Work(recipe, tokenizer, data, steps)
+
+
+def _name_skipped(work: Work, out: Path, hooks: Hooks) -> None:
+    """Say how many records are left out, and write down which and why."""
+    lines = []
+    for index, data in work.data.items():
+        stage = work.recipe.stages[index].name
+        if data.skipped:
+            used = len(data.examples)
+            hooks.on_line(f"stage {stage!r}: {used} samples; {len(data.skipped)} problems skipped, see {out / SKIPPED}")
+        lines += [f"{stage}: {problem}\n" for problem in data.skipped]
+    if lines:
+        write_text(out / SKIPPED, "".join(lines))
 
 
 def _first_model(recipe: Recipe) -> Vlm:

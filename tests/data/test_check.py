@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opsin.cli import main
+from opsin.core.errors import DataError
+from opsin.data.check import check, source_of
+from opsin.train.recipe import load_recipe
+from opsin.train.run import Hooks, start
+from tests.support.models import draw_picture, recipe_value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def said(*texts: str, **fields: Any) -> dict[str, Any]:
+    turns = [{"from": "gpt" if i % 2 else "human", "value": text} for i, text in enumerate(texts)]
+    return {"id": f"s{len(texts)}", "conversations": turns, **fields}
+
+
+def data_file(folder: Path) -> Path:
+    """Two good records, and one of each kind of problem."""
+    draw_picture(folder / "good.png", 1)
+    (folder / "page.png").write_text("<html>", encoding="utf-8")
+    (folder / "empty.mp4").write_bytes(b"")
+    cut = draw_picture(folder / "cut.png", 2)
+    cut.write_bytes(cut.read_bytes()[:-40])
+    records: list[Any] = [
+        said("<image>What?", "A cat.", image="good.png"),
+        said("<image>What?", "A cat.", image="gone.png"),
+        said("<image>What?", "A cat.", image="page.png"),
+        said("Hi", "Hello", "Bye"),
+        said("<video>What?", "It moves.", video="empty.mp4"),
+        said("<image>Again?", "A cat.", image="page.png"),
+        said("<image>What?", "A cat.", image="cut.png"),
+        said("Hi", "Hello"),
+    ]
+    path = folder / "data.jsonl"
+    lines = [json.dumps(record) for record in records]
+    lines.insert(3, '{"id": "cut",')
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_every_problem_is_listed_in_the_order_of_the_file_with_its_kind(tmp_path: Path) -> None:
+    path = data_file(tmp_path)
+    found = check(source_of(path))
+    assert [(p.kind, p.text.removeprefix(f"{path}:").split(" ")[0]) for p in found.problems] == [
+        ("record", "2:"),
+        ("picture", "3:"),
+        ("record", "4:"),
+        ("turns", "5:"),
+        ("video", "6:"),
+        ("picture", "7:"),
+    ]
+    assert found.kinds == {"record": 2, "picture": 2, "turns": 1, "video": 1}
+    assert found.counts["conversations"] == 7
+    assert f"{path}:3: (s2) {tmp_path / 'page.png'}: not a readable image" in found.problems[1].text
+    deep = check(source_of(path), decode=True)
+    assert [p.text for p in deep.problems if p not in found.problems] == [
+        f"{path}:8: (s2) {tmp_path / 'cut.png'}: the file is damaged or cut short; it cannot be decoded"
+    ]
+
+
+def test_the_command_lists_counts_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = data_file(tmp_path)
+    assert run("data", "check", str(path)) == 2
+    shown = capsys.readouterr().out
+    assert shown.count(f"{path}:") == 7  # six problems, one summary
+    assert shown.endswith("problems: 2 record, 2 picture, 1 turns, 1 video\n")
+    assert run("data", "check", str(path), "--json") == 2
+    (value,) = json.loads(capsys.readouterr().out)
+    assert value["kinds"] == {"record": 2, "picture": 2, "turns": 1, "video": 1}
+    good = tmp_path / "good.jsonl"
+    good.write_text(json.dumps(said("Hi", "Hello")), encoding="utf-8")
+    assert run("data", "check", str(good)) == 0
+    assert capsys.readouterr().out == f"{good}: 1 conversations, 2 turns, 0 pictures; no problems\n"
+
+
+def run(*arguments: str) -> int:
+    import sys
+
+    sys.argv = ["opsin", *arguments]
+    with pytest.raises(SystemExit) as left:
+        main()
+    return int(left.value.code or 0)
+
+
+def test_a_file_of_no_known_format_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('[{"text": "x"}]', encoding="utf-8")
+    with pytest.raises(DataError, match="no record has 'conversations'"):
+        source_of(path)
+
+
+def test_training_refuses_what_check_lists_unless_told_to_skip_it(tmp_path: Path) -> None:
+    path = data_file(tmp_path)
+    value = recipe_value(tmp_path)
+    value["stages"] = [value["stages"][1] | {"data": [{"kind": "llava", "path": str(path)}]}]
+    recipe_path = tmp_path / "recipe.json"
+    recipe_path.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        start(load_recipe(recipe_path), tmp_path / "refused")
+    listed = [problem.text for problem in check(source_of(path)).problems]
+    assert sorted(caught.value.problems) == sorted(listed)
+    lines: list[str] = []
+    # The picture that is damaged behind its header is found when it is decoded: it is taken out here.
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if "cut.png" not in line]
+    path.write_text("\n".join(kept), encoding="utf-8")
+    start(load_recipe(recipe_path, ["skip_bad=true"]), tmp_path / "run", Hooks(on_line=lines.append))
+    skipped = (tmp_path / "run" / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert len(skipped) == 6
+    assert all(line.startswith(f"instruct: {path}:") for line in skipped)
+    assert f"stage 'instruct': 2 samples; 6 problems skipped, see {tmp_path / 'run' / 'skipped.txt'}" in lines
