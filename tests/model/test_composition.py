@@ -11,15 +11,18 @@ import torch
 from pydantic import TypeAdapter
 
 from opsin.checkpoint.model import fill_model, read_config, write_model
+from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import ModelError
 from opsin.core.types import Clip, Picture
+from opsin.model.attention import PackedAttention
 from opsin.model.config import LANGUAGE_MODELS, ModelConfig
 from opsin.model.connector_values import Connector, Fusion
 from opsin.model.encoder_values import Encoder
-from opsin.model.generate import Sampling, generate
+from opsin.model.generate import extend, prefill
 from opsin.model.loss import supervised_loss
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
+from opsin.train.optimiser import prepare_parts, store_parts
 from opsin.vision.positions import Positions
 from opsin.vision.resolution import Resolution
 from tests.support.models import (
@@ -29,11 +32,15 @@ from tests.support.models import (
     LANGUAGES,
     POSITIONS,
     RESOLUTIONS,
+    VOCABULARY,
+    appended,
     dialogue,
     draw_picture,
     examples_of,
     model_value,
+    open_gates,
     packed,
+    stage_of,
     tiny_vlm,
 )
 from tests.support.tokenizers import chatml_tokenizer_dir
@@ -102,13 +109,6 @@ def loss_of(model: Vlm, batch: Batch) -> torch.Tensor:
     return supervised_loss(model(batch), model.decoder.head_weight, batch.targets_T)
 
 
-def open_gates(model: Vlm) -> None:
-    """Let gated blocks act; freshly made ones change nothing, which would hide their mistakes."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("gate"):
-            parameter.data.fill_(0.5)
-
-
 def check(case: Case, folder: Path, conversations: list[Conversation]) -> None:
     model, prepare = tiny_vlm(folder, **case)
     open_gates(model)
@@ -162,41 +162,52 @@ def test_the_walk_covers_every_member_of_every_union() -> None:
     assert set(LANGUAGE_MODELS) == set(LANGUAGES)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_generation_with_a_cache_equals_generation_without(
-    tmp_path: Path, conversations: list[Conversation], resolution: str, fusion: str, positions: str
+@pytest.mark.parametrize("case", all_pairs(), ids=name_of)
+def test_a_cache_gives_the_logits_of_a_whole_pass(
+    case: Case, tmp_path: Path, conversations: list[Conversation]
 ) -> None:
-    model, prepare = tiny_vlm(
-        tmp_path, encoder="native_vit", resolution=resolution, fusion=fusion, positions=positions, language="qwen2"
-    )
+    model, prepare = tiny_vlm(tmp_path, **case)
     open_gates(model)
     model.eval()
-    answers = generate(model, packed(conversations, prepare), Sampling(max_new_tokens=5), frozenset())
-    for conversation, answer in zip(conversations, answers, strict=True):
-        # The same tokens, appended to the document and read at once, must each be what was chosen.
-        (example,) = examples_of([conversation], prepare)
-        batch = packed([conversation], prepare)
-        longer = _appended(batch, answer)
+    tokens_BS = torch.randint(9, VOCABULARY, (len(conversations), 4), generator=torch.Generator().manual_seed(1))
+    rows, hidden_BD = prefill(model, packed(conversations, prepare), extra=4)
+    cached = [hidden_BD]
+    for new in (tokens_BS[:, :1], tokens_BS[:, 1:3], tokens_BS[:, 3:]):  # one at a time, or two
+        cached += extend(model, rows, new).unbind(dim=1)
+        rows.advance(new.shape[1])
+    logits_BSV = model.decoder.logits(torch.stack(cached, dim=1))
+    for conversation, tokens, logits in zip(conversations, tokens_BS, logits_BSV, strict=True):
+        longer = appended(packed([conversation], prepare), tokens.tolist())
         with torch.no_grad():
-            chosen = model.decoder.logits(model(longer)[example.num_tokens - 1 : -1]).argmax(-1)
-        assert chosen.tolist() == answer
+            whole = model.decoder.logits(model(longer)[-5:])
+        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
 
 
-def _appended(batch: Batch, tokens: list[int]) -> Batch:
-    from dataclasses import replace
-
-    count = len(tokens)
-    following = int(batch.positions_AT.max()) + 1 + torch.arange(count)
-    return replace(
-        batch,
-        tokens_T=torch.cat([batch.tokens_T, torch.tensor(tokens)]),
-        targets_T=torch.cat([batch.targets_T, torch.full((count,), -100)]),
-        positions_AT=torch.cat([batch.positions_AT, following.expand(len(batch.positions_AT), count)], dim=1),
-        lengths=(batch.lengths[0] + count,),
-        seen_T=torch.cat([batch.seen_T, batch.seen_T[-1:].expand(count)]),
-    )
+@pytest.mark.parametrize("case", all_pairs(), ids=name_of)
+def test_every_pair_of_parts_runs_in_bfloat16(case: Case, tmp_path: Path, conversations: list[Conversation]) -> None:
+    model, prepare = tiny_vlm(tmp_path, **case)
+    open_gates(model)
+    model.precision = "bf16"
+    batch = packed(conversations, prepare)
+    for trained in (("connector",), ("vision", "language"), ("vision", "connector", "language")):
+        stage = stage_of({part: {"lr": 1e-3} for part in trained})
+        store_parts(model, [stage], "bf16")
+        prepare_parts(model, stage)
+        model.zero_grad()
+        with model.computing():
+            loss_of(model, batch).backward()
+        for part in ("vision", "connector", "language"):
+            stored = {p.dtype for p in model.part(part).parameters()}
+            assert stored == {torch.float32 if part in trained else torch.bfloat16}
+            gradients = [p.grad for p in model.part(part).parameters() if p.grad is not None]
+            assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+            assert any(bool(gradient.any()) for gradient in gradients) is (part in trained), part
+    model.eval()
+    with model.computing():
+        rows, hidden_BD = prefill(model, batch, extra=1)
+        following = extend(model, rows, torch.ones(len(conversations), 1, dtype=torch.long))
+    assert bool(hidden_BD.isfinite().all())
+    assert bool(following.isfinite().all())
 
 
 def test_an_untrained_gated_model_answers_exactly_as_its_language_model(
@@ -204,8 +215,6 @@ def test_an_untrained_gated_model_answers_exactly_as_its_language_model(
 ) -> None:
     model, prepare = tiny_vlm(tmp_path, fusion="gated_cross_attention")
     batch = packed(conversations, prepare)
-    from opsin.model.attention import PackedAttention
-
     attend = PackedAttention.plan(batch.lengths, torch.device("cpu"))
     with torch.no_grad():
         plain = model.decoder(model.decoder.embed(batch.tokens_T)[None], batch.positions_AT[:, None], attend)[0]
@@ -261,7 +270,5 @@ def test_flamingos_resampler_feeds_gated_blocks_at_the_vision_width(
     value["connector"]["project"] = False
     model = Vlm(ModelConfig.model_validate(value).resolved())
     assert model.connection.connector.width == model.encoder.width != model.decoder.width
-    from opsin.checkpoint.prepare import preparation
-
     prepare = preparation(model.config, Tokenizer.load(tmp_path / "chatml"))
     loss_of(model, packed(conversations, prepare)).backward()

@@ -12,7 +12,7 @@ from opsin.data.loader import collate
 from opsin.data.user_turn import user_turn
 from opsin.model.generate import Sampling, choose, generate, score, stream
 from opsin.model.vlm import Vlm
-from tests.support.models import draw_picture, tiny_vlm
+from tests.support.models import appended, draw_picture, tiny_vlm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,28 +49,15 @@ def prompts(prepare: Preparation, folder: Path) -> tuple[list[Batch], Batch]:
 
 
 @torch.no_grad()
-def appended(model: Vlm, prompt: Batch, tokens: list[int]) -> torch.Tensor:
+def logits_of(model: Vlm, prompt: Batch, tokens: list[int]) -> torch.Tensor:
     """Logits (T + new, V) of one prompt and tokens behind it, without a cache."""
-    ids = torch.cat([prompt.tokens_T, torch.tensor(tokens, dtype=torch.long)])
-    longer = Batch(
-        tokens_T=ids,
-        targets_T=torch.full_like(ids, -100),
-        positions_AT=torch.arange(len(ids))[None],
-        lengths=(len(ids),),
-        visual_N=prompt.visual_N,
-        seen_T=torch.cat([prompt.seen_T, prompt.seen_T[-1:].expand(len(tokens))]),
-        sights=prompt.sights,
-        layouts=prompt.layouts,
-        ids=prompt.ids,
-        pixels_X=prompt.pixels_X,
-    )
-    return model.decoder.logits(model(longer))
+    return model.decoder.logits(model(appended(prompt, tokens)))
 
 
 def uncached(model: Vlm, prompt: Batch, count: int) -> list[int]:
     tokens: list[int] = []
     for _ in range(count):
-        tokens.append(int(appended(model, prompt, tokens)[-1].argmax()))
+        tokens.append(int(logits_of(model, prompt, tokens)[-1].argmax()))
     return tokens
 
 
@@ -151,7 +138,7 @@ def test_scores_equal_the_log_probabilities_of_an_uncached_pass(made: tuple[Vlm,
     assert scores.shape == (3, 3)
     for row, prompt in enumerate(alone):
         for column, ids in enumerate(continuations):
-            logits = appended(model, prompt, ids)[prompt.num_tokens - 1 : -1]
+            logits = logits_of(model, prompt, ids)[prompt.num_tokens - 1 : -1]
             expected = torch.log_softmax(logits, dim=-1)[torch.arange(len(ids)), ids].sum()
             torch.testing.assert_close(scores[row, column], expected, atol=1e-4, rtol=1e-5)
 

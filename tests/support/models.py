@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw
 
 from opsin.checkpoint.prepare import preparation
-from opsin.core.types import Conversation, Turn
+from opsin.core.types import IGNORE_INDEX, Conversation, Turn
 from opsin.data.example import Preparation, make_example
 from opsin.data.loader import collate
 from opsin.data.user_turn import user_turn
 from opsin.model.config import ModelConfig
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
+from opsin.train.recipe import Stage
 from tests.support.tokenizers import chatml_tokenizer_dir
 
 if TYPE_CHECKING:
@@ -161,6 +163,33 @@ def examples_of(conversations: Sequence[Conversation], prepare: Preparation) -> 
 def packed(conversations: Sequence[Conversation], prepare: Preparation) -> Batch:
     """One pack of whole conversations."""
     return collate(examples_of(conversations, prepare), prepare)
+
+
+def appended(batch: Batch, tokens: Sequence[int]) -> Batch:
+    """A batch of one document with more text behind it."""
+    count = len(tokens)
+    following = int(batch.positions_AT.max()) + 1 + torch.arange(count)
+    return replace(
+        batch,
+        tokens_T=torch.cat([batch.tokens_T, torch.tensor(tokens, dtype=torch.long)]),
+        targets_T=torch.cat([batch.targets_T, torch.full((count,), IGNORE_INDEX)]),
+        positions_AT=torch.cat([batch.positions_AT, following.expand(len(batch.positions_AT), count)], dim=1),
+        lengths=(batch.lengths[0] + count,),
+        seen_T=torch.cat([batch.seen_T, batch.seen_T[-1:].expand(count)]),
+    )
+
+
+def open_gates(model: Vlm) -> None:
+    """Let gated blocks act; freshly made ones change nothing, which would hide their mistakes."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            parameter.data.fill_(0.5)
+
+
+def stage_of(train: dict[str, Any], **changes: Any) -> Stage:
+    """A stage that trains these parts, and whose data is made by hand."""
+    value = {"name": "x", "data": [{"kind": "llava", "path": "x.json"}], "train": train}
+    return Stage.model_validate(value | changes)
 
 
 def write_data(folder: Path, *, pictures: int = 6, texts: int = 2) -> Path:
