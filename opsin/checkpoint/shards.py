@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import pickletools  # which lists what a pickle would do, without doing it
+import re
+import struct
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,10 +28,30 @@ MAX_INDEX_BYTES = 50_000_000
 GROUP_BYTES = 1 << 26
 """A zip file is opened anew after this many bytes: its tensors are mapped, and closing it lets their pages go."""
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLES = ("model.safetensors", "pytorch_model.bin")
+MAX_PICKLE_BYTES = 4_000_000
+"""The table of names in a zip file: some 200 bytes a tensor."""
+
+PICKLED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(?:tensor_v[23]|parameter)"
+    r"|torch (?:\w+Storage|float\w+)|torch\.storage \w+Storage"
+)
+"""All that a table of tensors calls. What else torch's reader allows can take any amount of memory (`bytearray`)."""
+
+DAMAGE = (
+    *(UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, AssertionError),
+    *(ArithmeticError, OSError, struct.error),
+)
+"""What torch's reader raises of a damaged table: it is a machine that runs until something does not fit."""
+
+PLACES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where weights are looked for, in this order (transformers' own)."""
+
 DTYPES = {
-    "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -55,13 +78,10 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, one is missing, or the index names a file outside of the directory.
     """
-    for name in SINGLES:
+    for name in PLACES:
         if (folder / name).is_file():
-            return [folder / name]
-    for name in INDEXES:
-        if (folder / name).is_file():
-            return _shards(folder / name)
-    raise CheckpointError(f"{folder}: no weights there; expected {', '.join([*SINGLES, *INDEXES])}")
+            return _shards(folder / name) if name.endswith(".json") else [folder / name]
+    raise CheckpointError(f"{folder}: no weights there; expected {', '.join(PLACES)}")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -116,6 +136,8 @@ class Weights:
 
 
 def _header(file: Path) -> dict[str, Stored]:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
     if file.suffix != ".safetensors":
         return {name: Stored(file, tuple(t.shape), t.dtype) for name, t in _open_zip(file).items()}
     found = {}
@@ -124,13 +146,15 @@ def _header(file: Path) -> dict[str, Stored]:
             for name in opened.keys():  # noqa: SIM118 (the file is not a dict)
                 part = opened.get_slice(name)
                 if part.get_dtype() not in DTYPES:
-                    raise CheckpointError(
-                        f"{file}: {name} is stored as {part.get_dtype()}; convert quantised weights to bfloat16 first"
-                    )
+                    raise CheckpointError(_unreadable(file, name, part.get_dtype()))
                 found[name] = Stored(file, tuple(part.get_shape()), DTYPES[part.get_dtype()])
     except (SafetensorError, OSError):
         raise CheckpointError(f"{file}: damaged or not a whole safetensors file; download it again") from None
     return found
+
+
+def _unreadable(file: Path, name: str, dtype: object) -> str:
+    return f"{file}: {name} is stored as {dtype}; convert the weights (quantised ones too) to bfloat16 or float32 first"
 
 
 def _read_safetensors(file: Path, wanted: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
@@ -159,17 +183,53 @@ def _read_zip(file: Path, wanted: Mapping[str, Stored]) -> Iterator[tuple[str, T
 
 def _open_zip(file: Path) -> dict[str, Tensor]:
     """Mapped tensors of a PyTorch file. Anything in it but tensors is refused and never run."""
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
-    if not zipfile.is_zipfile(file):
-        raise CheckpointError(f"{file}: damaged, or not a zip file of PyTorch 1.6 or later; convert it to safetensors")
+    _check_zip(file)
     try:
         found = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-    except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError):
+    except DAMAGE:
         # The library's text is long, and advises to run the file's code.
-        raise CheckpointError(
-            f"{file}: damaged, or holds something else than tensors, which could run code; refused"
-        ) from None
+        raise CheckpointError(_suspicious(file)) from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) and isinstance(n, str) for n, t in found.items()):
         raise CheckpointError(f"{file}: expected a table of names and tensors; refused")
+    for name, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(f"{file}: {name} is a {tensor.layout} tensor on {tensor.device}; store it densely")
+        if tensor.dtype not in DTYPES.values():
+            raise CheckpointError(_unreadable(file, name, str(tensor.dtype).removeprefix("torch.")))
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{file}: {name} is larger than what is stored of it; save a contiguous copy")
+    # Two names may share their numbers (a tied head), but a small file cannot hold a large model.
+    total, size = sum(tensor.nbytes for tensor in found.values()), file.stat().st_size
+    if total > 2 * size:
+        raise CheckpointError(f"{file}: its tensors have {total:,} bytes, the file {size:,}; save contiguous copies")
     return found
+
+
+def _check_zip(file: Path) -> None:
+    """Refuse, before PyTorch opens it, a zip file that is compressed or whose table of names does more than name."""
+    try:
+        with zipfile.ZipFile(file) as opened:
+            entries = opened.infolist()
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            tables = [entry for entry in entries if PurePosixPath(entry.filename).name == "data.pkl"]
+            if packed or len({entry.filename for entry in entries}) != len(entries):
+                raise CheckpointError(f"{file}: compressed, which PyTorch's files never are, or damaged; refused")
+            if len(tables) != 1 or tables[0].file_size > MAX_PICKLE_BYTES:
+                raise CheckpointError(
+                    f"{file}: expected one table of names (data.pkl) of at most {MAX_PICKLE_BYTES:,} bytes; refused"
+                )
+            table = opened.read(tables[0])
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError):
+        raise CheckpointError(
+            f"{file}: damaged, or not a zip file of PyTorch 1.6 or later; convert it to safetensors"
+        ) from None
+    try:
+        called = [str(argument) for code, argument, _ in pickletools.genops(table) if code.name == "GLOBAL"]
+    except (ValueError, LookupError, UnicodeDecodeError):
+        raise CheckpointError(_suspicious(file)) from None
+    if not all(PICKLED.fullmatch(name) for name in called):
+        raise CheckpointError(_suspicious(file))
+
+
+def _suspicious(file: Path) -> str:
+    return f"{file}: damaged, or holds something else than tensors, which could run code; refused"

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from opsin.checkpoint.json_files import read_json
@@ -13,6 +17,7 @@ from opsin.checkpoint.shards import Weights, weight_files
 from opsin.core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TENSORS = {
@@ -145,8 +150,122 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, dtype=torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="a is stored as F8_E4M3; convert quantised weights"):
+    with pytest.raises(CheckpointError, match="a is stored as F8_E4M3; convert the weights"):
         Weights.of(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float64, torch.complex64])
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_both_formats_take_the_same_types(tmp_path: Path, dtype: torch.dtype, ending: str) -> None:
+    file = tmp_path / f"x.{ending}"
+    content = {"a": torch.zeros(2, dtype=dtype)}
+    save_file(content, file) if ending == "safetensors" else torch.save(content, file)
+    with pytest.raises(CheckpointError, match=r"a is stored as \w+; convert the weights"):
+        Weights([file])
+
+
+def test_safetensors_go_before_pickles_and_one_file_before_shards(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    assert {file.suffix for file in weight_files(tmp_path)} == {".safetensors"}
+    assert_all(Weights.of(tmp_path))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    (tmp_path / "model.safetensors").unlink()
+    index.unlink()
+    assert weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
+
+
+def repacked(file: Path, change: Callable[[zipfile.ZipInfo, bytes], bytes], compression: int) -> None:
+    """Write a zip file anew."""
+    with zipfile.ZipFile(file) as old:
+        entries = [(entry, old.read(entry)) for entry in old.infolist()]
+    with zipfile.ZipFile(file, "w", compression) as new:
+        for entry, content in entries:
+            new.writestr(entry.filename, change(entry, content))
+
+
+def test_a_compressed_zip_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(TENSORS, file)
+    repacked(file, lambda _, content: content, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="compressed, which PyTorch's files never are"):
+        Weights([file])
+
+
+def test_a_table_of_names_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(TENSORS, file)
+    repacked(
+        file,
+        lambda entry, content: bytes(5_000_000) if entry.filename.endswith("data.pkl") else content,
+        zipfile.ZIP_STORED,
+    )
+    with pytest.raises(CheckpointError, match=r"one table of names \(data\.pkl\) of at most 4,000,000 bytes"):
+        Weights([file])
+
+
+def test_a_table_that_asks_for_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1)}, file)
+    asks = b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."  # bytearray(2 ** 31 - 1)
+    repacked(file, lambda entry, old: asks if entry.filename.endswith("data.pkl") else old, zipfile.ZIP_STORED)
+    with pytest.raises(CheckpointError, match="could run code; refused"):
+        Weights([file])
+
+
+def test_tensors_larger_than_what_is_stored_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1).expand(100_000)}, file)
+    with pytest.raises(CheckpointError, match="a is larger than what is stored of it; save a contiguous copy"):
+        Weights([file])
+    many = torch.zeros(1000)
+    torch.save({str(number): many for number in range(100)}, file)
+    with pytest.raises(CheckpointError, match=r"its tensors have 400,000 bytes, the file \d+,\d+"):
+        Weights([file])
+
+
+def test_tied_and_transposed_tensors_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    tensor = torch.arange(600.0).view(20, 30)
+    torch.save({"a": tensor, "b": tensor.T}, file)
+    found = dict(Weights([file]).read(["a", "b"]))
+    assert torch.equal(found["a"], tensor)
+    assert torch.equal(found["b"], tensor.T)
+    assert found["b"].is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.eye(3).to_sparse(), torch.empty(3, device="meta"), torch.zeros(0, device="meta")]
+)
+def test_tensors_that_are_not_dense_numbers(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"refused|store it densely"):
+        Weights.of(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None)
+@given(cuts=st.lists(st.tuples(st.integers(0, 10_000), st.binary(min_size=1, max_size=3)), min_size=1, max_size=3))
+def test_a_damaged_table_of_names_is_an_error_of_opsin(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[tuple[int, bytes]]
+) -> None:
+    file = tmp_path_factory.mktemp("fuzz") / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(2, 3), "b": torch.zeros(4)}, file)
+
+    def damaged(entry: zipfile.ZipInfo, content: bytes) -> bytes:
+        if not entry.filename.endswith("data.pkl"):
+            return content
+        table = bytearray(content)
+        for at, some in cuts:
+            at %= len(table)
+            table[at : at + len(some)] = some
+        return bytes(table)
+
+    repacked(file, damaged, zipfile.ZIP_STORED)
+    with suppress(CheckpointError):  # and nothing else
+        weights = Weights([file])
+        dict(weights.read(weights.stored))
 
 
 @pytest.mark.parametrize(
