@@ -218,6 +218,11 @@ class Example:
         return len(self.tokens_T)
 
     @property
+    def num_patches(self) -> int:
+        """Encoder patches of all its media."""
+        return sum(layout.patches for layout in self.layouts)
+
+    @property
     def num_supervised(self) -> int:
         """Tokens that are learned (the first token of a sequence has nothing that predicts it)."""
         return int(self.supervised_T[1:].sum())

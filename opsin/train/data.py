@@ -96,7 +96,7 @@ def _plan_file(examples: Sequence[Example], first: int, stage: Stage, seed: int)
     """All epochs of some consecutive examples, the first of which has index `first`."""
     packs: list[Pack] = []
     for epoch in range(math.ceil(stage.epochs)):
-        plan = plan_epoch(examples, stage.batch_tokens, seed=seed, epoch=epoch)
+        plan = plan_epoch(examples, stage.budget, seed=seed, epoch=epoch)
         share = min(1.0, stage.epochs - epoch)
         packs += plan.packs[: math.ceil(share * len(plan.packs))]
     return [replace(pack, samples=tuple(first + i for i in pack.samples)) for pack in packs]

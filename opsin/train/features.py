@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -115,9 +116,9 @@ class FeatureCache:
 
     def _encode(self, seen: Sequence[Seen]) -> list[Tensor]:
         layouts = [layout for _, layout in seen]
-        pixels = [torch.from_numpy(medium_pixels(*pair, self._preparation)).flatten() for pair in seen]
+        pixels_X = np.concatenate([medium_pixels(*pair, self._preparation).reshape(-1) for pair in seen])
         with torch.no_grad(), self._model.computing():
-            features_PC = self._model.encoder(torch.cat(pixels).to(self._model.device), layouts)
+            features_PC = self._model.encoder(torch.from_numpy(pixels_X).to(self._model.device), layouts)
         rows = features_PC.to(self._dtype).cpu().split([layout.patches for layout in layouts])
         return [row.clone() for row in rows]
 

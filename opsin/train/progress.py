@@ -68,7 +68,7 @@ class ProgressHooks:
             self._close()
 
     def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
-        plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.batch_tokens)
+        plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.budget)
         trained = ", ".join(f"{part} {plan.lr:g}" for part, plan in stage.train.parts.items())
         self.on_line(
             f"stage {stage.name!r}: {len(loop.data.examples):,} samples, {len(loop.steps):,} steps, "

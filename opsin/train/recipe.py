@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError, OpsinError, RecipeError
 from opsin.core.paths import ExistingFolder
+from opsin.data.plan import Budget
 from opsin.data.sources import Source
 from opsin.model.config import Lora, ModelConfig, PartName
 from opsin.model.pretrained import Value
@@ -17,6 +18,7 @@ from opsin.text.templates import Template
 from opsin.train.validate import load_config
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
+PATCHES_PER_TOKEN = 32
 
 
 class PartPlan(Value):
@@ -70,12 +72,21 @@ class Stage(Value):
         "shuffled", description="as_listed: all epochs of a data file before the next one's, shuffled within each"
     )
     batch_tokens: int = Field(2048, ge=16, description="tokens of one pack")
+    batch_patches: int | None = Field(
+        None, ge=1, description="encoder patches of one pack; by default 32 times batch_tokens"
+    )
     packs_per_step: int = Field(1, ge=1, description="packs whose gradients are summed before a step")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
     cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
 
     warm_start: WarmStart | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """The most that one pack holds."""
+        # However few tokens a connector makes of a picture, a pack's pictures stay within memory.
+        return Budget(self.batch_tokens, self.batch_patches or PATCHES_PER_TOKEN * self.batch_tokens)
 
     @model_validator(mode="after")
     def _options_fit(self) -> Stage:

@@ -50,6 +50,7 @@ def one_step(data: StageData, groups: list[list[int]]) -> list[tuple[Pack, ...]]
             Pack(
                 tuple(group),
                 sum(data.examples[i].num_tokens for i in group),
+                sum(data.examples[i].num_patches for i in group),
                 sum(data.examples[i].num_supervised for i in group),
             )
             for group in groups
