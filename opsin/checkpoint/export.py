@@ -1,7 +1,7 @@
 """Write a checkpoint as a Hugging Face directory in the hub's layout, and prove that it is the same model.
 
-The directory is made beside its place, read back by opsin (every tensor must be the same, bit by bit) and by
-transformers (logits must agree), and only then renamed. Nothing is ever overwritten.
+The directory is made beside its place, read back by opsin and by transformers (`proof`), and only then
+renamed. Nothing is ever overwritten.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from opsin.checkpoint.chat_templates import TEMPLATE_FILE, jinja, media_tokens
-from opsin.checkpoint.compare import TOLERANCE, Comparison, ask, compare
+from opsin.checkpoint.compare import TOLERANCE, Comparison
 from opsin.checkpoint.filling import dtype_of
 from opsin.checkpoint.hub_config import VISION_END, VISION_START
 from opsin.checkpoint.hub_files import config_json, family_for, notes_on, processor_files
 from opsin.checkpoint.hub_names import HEAD, LANGUAGE, PATCHES, POOLING_HEAD, Family, to_hub
-from opsin.checkpoint.load import load
 from opsin.checkpoint.model import Loaded, unique_state
 from opsin.checkpoint.prepare import stop_ids
-from opsin.core.errors import CheckpointError, ModelError
+from opsin.checkpoint.proof import prove
+from opsin.core.errors import CheckpointError
 from opsin.core.files import fsync_directory, fsync_file, write_json, write_text
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.vlm import Vlm
@@ -79,7 +79,7 @@ def export(loaded: Loaded, target: Path, *, shard_bytes: int = SHARD_BYTES) -> E
     try:
         partial.mkdir(parents=True)
         ids = _write(loaded, partial, family, shard_bytes)
-        comparisons = _proved(loaded, partial, family, ids)
+        comparisons, notes = prove(loaded, partial, family, ids)
         for file in partial.iterdir():
             fsync_file(file)
         partial.rename(target)
@@ -89,7 +89,7 @@ def export(loaded: Loaded, target: Path, *, shard_bytes: int = SHARD_BYTES) -> E
         raise CheckpointError(f"{target}: could not be written ({reason}); nothing was left behind") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(target, family, tuple(comparisons), tuple(notes_on(loaded.model.config)))
+    return Exported(target, family, tuple(comparisons), (*notes_on(loaded.model.config, family), *notes))
 
 
 def _write(loaded: Loaded, folder: Path, family: Family, shard_bytes: int) -> dict[str, int]:
@@ -185,33 +185,3 @@ def _write_shards(folder: Path, tensors: list[tuple[str, Tensor]], shard_bytes: 
         places |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for _, tensor in tensors)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-
-
-def _proved(loaded: Loaded, folder: Path, family: Family, ids: Mapping[str, int]) -> list[Comparison]:
-    """Read the directory back, by opsin and by transformers."""
-    again = load(folder)
-    theirs = again.model.state_dict()
-    changed = [
-        name
-        for name, tensor in loaded.model.state_dict().items()
-        if not name.startswith(POOLING_HEAD) and not _is_same(tensor, theirs[name])
-    ]
-    if changed:
-        raise ModelError(f"{folder}: read back, {len(changed)} tensors differ: {', '.join(changed[:20])}")
-    # The same weights, so that the one in memory need not be turned to float32 and back.
-    single = all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
-    model = loaded.model if single else again.model.float()
-    asked = ask(model, again.preparation, family)
-    del model, again, theirs  # a model's worth of memory
-    comparisons = compare(asked, loaded.model.config, folder, family, ids)
-    wrong = ", ".join(f"{c.prompt} by {c.difference:.2g}" for c in comparisons if not c.agrees)
-    if wrong:
-        raise ModelError(
-            f"transformers' logits are not the model's: {wrong} (limit {TOLERANCE:g}); nothing was written"
-        )
-    return comparisons
-
-
-def _is_same(ours: Tensor, theirs: Tensor) -> bool:
-    """Bit by bit, apart from rows that were added to a vocabulary."""
-    return torch.equal(ours.to(theirs.dtype), theirs[: len(ours)] if ours.dim() else theirs)

@@ -29,6 +29,7 @@ from opsin.vision.any_res import NEXT_PINPOINTS, ONEVISION_PINPOINTS, AnyRes
 from opsin.vision.native import Native
 from opsin.vision.positions import MRope
 from opsin.vision.resolution import Resolution
+from opsin.vision.sampling import LlavaFrames, QwenFrames, Sampling
 from opsin.vision.square import Square
 
 CLIP_L_336 = {
@@ -82,7 +83,12 @@ def hub_model_config(folder: Path, config: dict[str, Any], template: Template | 
     model_type = str(value["language"]["model_type"])
     chosen = template or read_template(folder) or default_template(family, model_type, where)
     language = LanguageModel(config=value.pop("language"), tokenizer=tokenizer)
-    return ModelConfig(language=language, template=chosen, **value).resolved()
+    return ModelConfig(language=language, template=chosen, video=default_video(family), **value).resolved()
+
+
+def default_video(family: Family) -> Sampling:
+    """Which frames of a video the published models of a family are shown."""
+    return QwenFrames() if family == "qwen2_vl" else LlavaFrames()
 
 
 def default_template(family: Family, model_type: str, where: str) -> Template:

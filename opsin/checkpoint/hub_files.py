@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from opsin.checkpoint.chat_templates import media_tokens
-from opsin.checkpoint.hub_config import VISION_END, VISION_START
+from opsin.checkpoint.hub_config import VISION_END, VISION_START, default_video
 from opsin.checkpoint.hub_names import Family
 from opsin.checkpoint.hub_values import TEXTS, parse
 from opsin.core.errors import ModelError
 from opsin.model.config import ModelConfig
 from opsin.model.connector_values import MlpConnector, PatchMergerConnector
 from opsin.model.encoder_values import ClipEncoder, NativeVitEncoder, SiglipEncoder
+from opsin.text.templates import ChatML
 from opsin.vision.any_res import AnyRes
 from opsin.vision.native import Native
 from opsin.vision.positions import MRope
@@ -27,6 +28,12 @@ CLASSES: dict[Family, tuple[str, str]] = {
     "llava_next": ("LlavaNextForConditionalGeneration", "LlavaNextProcessor"),
     "llava_onevision": ("LlavaOnevisionForConditionalGeneration", "LlavaOnevisionProcessor"),
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
+}
+LANGUAGE_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 BICUBIC = 3
 
@@ -54,6 +61,8 @@ def family_for(config: ModelConfig) -> Family:
 
 def _native_problems(config: ModelConfig) -> list[str]:
     wanted = "(a model with native resolution must be Qwen2-VL's)"
+    head = config.language.head_width
+    width, heads = (int(config.language.facts[key]) for key in ("hidden_size", "num_attention_heads"))
     fits = {
         f"encoder {config.encoder.kind}: native_vit fits": isinstance(config.encoder, NativeVitEncoder),
         f"resolution {config.resolution.kind}: native fits": isinstance(config.resolution, Native),
@@ -61,6 +70,10 @@ def _native_problems(config: ModelConfig) -> list[str]:
         f"positions {config.positions.kind}: mrope fits": isinstance(config.positions, MRope),
         f"language model {config.language.facts['model_type']}: qwen2 fits": config.language.facts["model_type"]
         == "qwen2",
+        f"language.head_dim {head}: {width // heads} fits, the width {width} by {heads} heads": head * heads == width,
+        f"template {config.template.kind} without {VISION_START} and {VISION_END} around pictures: transformers and "
+        "vLLM find pictures by them": isinstance(config.template, ChatML)
+        and config.template.around_picture == (VISION_START, VISION_END),
     }
     return [f"{problem} {wanted}" for problem, fit in fits.items() if not fit]
 
@@ -94,7 +107,7 @@ def _any_res_problems(config: ModelConfig, resolution: AnyRes) -> list[str]:
     return problems
 
 
-def notes_on(config: ModelConfig) -> list[str]:
+def notes_on(config: ModelConfig, family: Family) -> list[str]:
     """Where transformers will treat inputs otherwise than opsin does under this config."""
     resolution = config.resolution
     notes = []
@@ -107,6 +120,8 @@ def notes_on(config: ModelConfig) -> list[str]:
             notes.append("several pictures: opsin tiles each, LlavaOnevision takes the base of each")
     if isinstance(resolution, Native) and resolution.video_total_pixels is not None:
         notes.append("clips: transformers has no limit for all frames together")
+    if family in {"llava_onevision", "qwen2_vl"} and config.video != default_video(family):
+        notes.append(f"videos: the directory does not say which frames are taken ({config.video.kind} here)")
     if isinstance(config.positions, MRope) and config.positions.resume == "paper":
         notes.append(
             "after clips with more maps than rows and columns, transformers 5 gives other positions than the paper"
@@ -134,7 +149,8 @@ def config_json(
         "multimodal_projector_bias": True,
         "vision_feature_layer": layer if isinstance(layer, int) else list(layer),
         "vision_feature_select_strategy": strategy_of(config),
-        "text_config": text | {"torch_dtype": dtype},
+        # vLLM finds the language model by its class's name.
+        "text_config": {"architectures": [LANGUAGE_CLASSES[text["model_type"]]], **text, "torch_dtype": dtype},
         "vision_config": vision_config(encoder) | {"torch_dtype": dtype},
     }
     if isinstance(resolution, AnyRes):
@@ -185,7 +201,7 @@ def _qwen2_vl_config(config: ModelConfig, text: dict[str, Any], ids: Mapping[str
     assert isinstance(positions, MRope)
     image, video = media_tokens("qwen2_vl")
     flat = {key: value for key, value in text.items() if key not in {"model_type", "tie_word_embeddings"}}
-    flat["rope_scaling"] = {"type": "mrope", "mrope_section": list(positions.sections)}
+    flat["rope_scaling"] = {**flat.get("rope_scaling", {"type": "mrope"}), "mrope_section": list(positions.sections)}
     flat.setdefault("use_sliding_window", False)
     facts = {key: value for key, value in encoder.facts.items() if key != "in_channels"}
     return flat | {
