@@ -77,6 +77,11 @@ class Connection(nn.Module):
         """Gates keep every gradient from what is behind them: so begins a model with gated cross-attention."""
         return self.gated is not None and self.gated.closed
 
+    @property
+    def opening(self) -> bool:
+        """They are closed, but trained: what is behind them has zero gradients in the first step only."""
+        return self.gated is not None and self.gated.closed and any(gate.requires_grad for gate in self.gated.gates)
+
     def forward(self, features_PC: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """Features of all maps -> the blocks' visual tokens (N, D), in the order of the sequence."""
         dtype = next(self.parameters()).dtype

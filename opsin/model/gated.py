@@ -162,9 +162,14 @@ class GatedBlocks(nn.Module):
         )
 
     @property
+    def gates(self) -> list[nn.Parameter]:
+        """Two of every block."""
+        return [gate for name, gate in self.named_parameters() if name.endswith("_gate")]
+
+    @property
     def closed(self) -> bool:
         """All gates are at zero, as they begin: whatever is behind them gets zero gradients."""
-        return not any(bool(gate.any()) for name, gate in self.named_parameters() if name.endswith("_gate"))
+        return not any(bool(gate.any()) for gate in self.gates)
 
     def project(self, media_ND: Tensor) -> dict[int, Tensor]:
         """Keys and values of media for every block, by the layer that it stands before."""

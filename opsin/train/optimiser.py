@@ -120,12 +120,14 @@ def audit_gradients(model: Vlm, stage: Stage, optimiser: torch.optim.Optimizer, 
         if parameter.grad is not None and name not in planned
     ]
     reachable = {part: parameters for part, parameters in groups.items() if pictures or part == "language"}
-    # Behind closed gates (a model with gated cross-attention begins so) gradients are there, but zero.
-    closed = model.connection.closed
+    # Behind closed gates (a model with gated cross-attention begins so) gradients are there, but zero at first.
+    opening = model.connection.opening
+    stuck = "; the gates of its cross-attention are closed, and only training all of 'connector' opens them"
     for part, parameters in reachable.items():
-        if not any(p.grad is not None and (closed or bool(p.grad.any())) for p in parameters.values()):
+        if not any(p.grad is not None and (opening or bool(p.grad.any())) for p in parameters.values()):
             problems.append(
                 f"{part}: trained by the plan, but no gradient reaches any of its {len(parameters)} tensors"
+                + stuck * (model.connection.closed and not opening)
             )
     problems += [f"{name}: gradient is not finite" for name, p in planned.items() if not _finite(p.grad)]
     held = {id(p) for group in optimiser.param_groups for p in group["params"]}
