@@ -55,6 +55,7 @@ class TransformerEncoder(nn.Module):
         if not all(-depths <= layer < depths for layer in selected):
             raise ModelError(f"encoder.select_layer {selected}: the tower has {depths - 1} layers")
         self._depths = [layer % depths for layer in selected]
+        self._side = encoder.sizes
         # DINOv2 resizes its position embeddings of its own accord.
         self._options = {} if encoder.kind == "dinov2" else {"interpolate_pos_encoding": encoder.interpolate_positions}
 
@@ -63,10 +64,20 @@ class TransformerEncoder(nn.Module):
         return self.tower.encoder.layer if self._kind == "dinov2" else self.tower.encoder.layers
 
     def forward(self, pixels_X: Tensor, layouts: Sequence[Layout]) -> Tensor:
-        """uint8 pixels of the layouts' media -> features (P, C)."""
+        """uint8 pixels of the layouts' media -> features (P, C).
+
+        Raises:
+            ModelError: a canvas of a size that the tower has no position embeddings for.
+        """
         return encode_by_canvas(pixels_X, layouts, self._encode)
 
     def _encode(self, frames: Tensor) -> Tensor:
+        height, width = frames.shape[-2:]
+        if self._side is not None and (height, width) != (self._side, self._side):
+            raise ModelError(
+                f"a canvas of {height}x{width} pixels (HxW), but the {self._kind} encoder has position embeddings for "
+                f"{self._side}x{self._side} only; set encoder.interpolate_positions: true"
+            )
         dtype = next(self.tower.parameters()).dtype
         hidden = self.tower.embeddings(self.normalise(frames).to(dtype), **self._options)
         if self._kind == "clip":

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
@@ -108,17 +109,81 @@ def test_a_frozen_encoder_builds_no_graph(kind: str, tmp_path: Path) -> None:
             assert not model.encode(batch).requires_grad
 
 
-def test_several_layers_stand_side_by_side() -> None:
-    one = pair("clip", -2)[0]
-    value = VALUES.validate_python(encoder_value("clip") | {"select_layer": [-2, 1]})
-    ours = load_encoder(value)
-    ours.load_state_dict(one.state_dict())
-    images = pixels("clip")
+@pytest.mark.parametrize(("kind", "prefix"), [("clip", 1), ("siglip", 0), ("dinov2", 1)])
+def test_several_layers_stand_side_by_side(kind: str, prefix: int) -> None:
+    _, theirs, one = pair(kind, -2)
+    value = VALUES.validate_python(encoder_value(kind) | {"select_layer": [-2, 0, 3, 1]})
+    ours = load_encoder(value).eval()
+    ours.tower.load_state_dict(theirs.state_dict())
+    images = pixels(kind)
+    mean, std = (torch.tensor(colour)[:, None, None] for colour in (one.mean, one.std))
     with torch.no_grad():
         features = ours(images.flatten(), layouts(images))
-        first = one(images.flatten(), layouts(images))
-    assert value.width == ours.width == features.shape[1] == 32
-    assert torch.equal(features[:, :16], first)
+        outputs = theirs(pixel_values=(images / 255 - mean) / std, output_hidden_states=True)
+    assert value.width == ours.width == features.shape[1] == 4 * 16
+    states = list(outputs.hidden_states)
+    if kind == "dinov2":
+        states[3] = outputs.last_hidden_state
+    expected = torch.cat([states[layer][:, prefix:] for layer in (-2, 0, 3, 1)], dim=-1)
+    torch.testing.assert_close(features, expected.flatten(0, 1), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_layers_behind_the_selected_one_are_not_run_and_those_before_it_not_held(kind: str) -> None:
+    value = VALUES.validate_python(encoder_value(kind, num_hidden_layers=6) | {"select_layer": -2})
+    encoder = load_encoder(value).eval()
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def note(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        outputs.append(weakref.ref(output))
+        alive.append(sum(one() is not None for one in outputs))
+
+    for layer in encoder._layers:
+        layer.register_forward_hook(note)
+    images = pixels(kind)
+    with torch.no_grad():
+        encoder(images.flatten(), layouts(images))
+    assert len(outputs) == 5
+    assert max(alive) == 2  # what comes in and what goes out
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+@pytest.mark.parametrize("layer", [4, -5, [1, 9]])
+def test_a_layer_that_is_not_there_is_refused(kind: str, layer: int | list[int]) -> None:
+    with pytest.raises(ModelError, match=r"encoder\.select_layer .*: the tower has 3 layers"):
+        load_encoder(VALUES.validate_python(encoder_value(kind) | {"select_layer": layer}))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_without_resized_position_embeddings_other_canvases_are_refused(kind: str) -> None:
+    encoder = load_encoder(VALUES.validate_python(encoder_value(kind)))
+    canvas = (32, 48)
+    layout = Layout(canvas, canvas, 1, Grid(1, 2, 3), (2, 3), (Block(1, 2, 3),))
+    with pytest.raises(ModelError) as caught:
+        encoder(torch.zeros(3 * 32 * 48, dtype=torch.uint8), [layout])
+    assert str(caught.value) == (
+        f"a canvas of 32x48 pixels (HxW), but the {kind} encoder has position embeddings for 32x32 only; set "
+        "encoder.interpolate_positions: true"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 9, "depth": 2}, "config has unknown keys hidden_size; known: depth, embed_dim, num_heads"),
+        ({"num_heads": 3}, "config.embed_dim 16 in 3 heads: each head needs a width that is a multiple of 4"),
+        ({"num_heads": 8}, "config.embed_dim 16 in 8 heads: each head needs a width that is a multiple of 4"),
+        ({"in_channels": 4}, "config.in_channels 4: pictures have 3 colours"),
+        ({"embed_dim": 0}, "encoder.config.embed_dim must be a positive integer, got 0"),
+        ({"num_heads": 2.5}, "encoder.config.num_heads must be a positive integer, got 2.5"),
+        ({"embed_dim": True}, "encoder.config.embed_dim must be a positive integer, got True"),
+    ],
+)
+def test_a_native_vit_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        VALUES.validate_python(encoder_value("native_vit", **change))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])

@@ -113,6 +113,16 @@ def test_the_q_former_drops_out_in_training_only() -> None:
     assert torch.equal(module.eval()(x, layouts), module(x, layouts))
 
 
+def test_the_q_former_drops_out_attention_too() -> None:
+    value = QFormerConnector(queries=3, width=8, layers=1, heads=2, feed_forward=8, dropout=0.5)
+    module, layouts, x = QFormer(value, 6, 4).train(), layouts_for(value, Grid(1, 2, 2)), torch.randn(4, 6)
+    for one in module.modules():
+        if isinstance(one, nn.Dropout):  # all that is dropped outside of attention
+            one.forward = lambda tensor: tensor
+    assert not torch.equal(module(x, layouts), module(x, layouts))
+    assert torch.equal(module.eval()(x, layouts), module(x, layouts))
+
+
 def test_queries_begin_small() -> None:
     module = QFormer(QFormerConnector(queries=64, width=96, layers=1), 8, 8)
     assert module.queries_NW.std().item() == pytest.approx(0.02, rel=0.1)
