@@ -95,6 +95,13 @@ def _leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _existing(checkpoint: Path) -> None:
+    """Say at once that a model's directory is not there, before the libraries are loaded that would look for it."""
+    if not checkpoint.is_dir():
+        what = "a file; give the directory that it is in" if checkpoint.exists() else "no such directory"
+        raise OpsinError(f"{checkpoint}: {what}; expected a run, a checkpoint, or a model's directory")
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"opsin {__version__}")
@@ -204,7 +211,7 @@ def _checked(one: Checked) -> dict[str, Any]:
 
 @app.command()
 def chat(
-    checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint of it.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A run, a checkpoint, or any directory that opsin loads.")],
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=LEAST_TOP_P, max=1, help="Keep the smallest set of tokens with this probability.")
@@ -213,6 +220,7 @@ def chat(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Talk with a model in the terminal; /image PATH shows it a picture."""
+    _existing(checkpoint)
     console = Console()
     console.print("loading the model", style="dim")
     from opsin.model.generate import Sampling
@@ -253,6 +261,8 @@ def tokens(
         return
     medium = f"{frames} frames" if frames else f"{role.value} picture"
     typer.echo(f"{printable(model)}, {medium} of {height}x{width} (HxW)")
+    if not spliced:
+        typer.echo("the model looks at it by cross-attention: it takes no place in the text")
     rows = [("tokens", f"{taken:,}"), ("canvas", f"{layout.frames} x {layout.canvas[0]}x{layout.canvas[1]} pixels")]
     rows += [("patches", f"{layout.patches:,} = {layout.grid.t} x {layout.grid.h}x{layout.grid.w}")]
     for block, same in groupby(layout.blocks):
@@ -283,7 +293,7 @@ def _planner(model: str) -> tuple[Published | ModelConfig, bool]:
 
     if model in PUBLISHED:
         return PUBLISHED[model], True
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         from opsin.checkpoint.load import read_model_config
         from opsin.text.templates import Plain
 
@@ -317,6 +327,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint for transformers and vLLM, read it back, and compare the logits."""
+    _existing(checkpoint)
+    if directory.exists():
+        raise OpsinError(f"{directory}: exists already; export to a new directory")
     console = Console(stderr=True)
     console.print("loading the model", style="dim")
     from opsin.checkpoint.export import export as write

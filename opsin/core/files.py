@@ -60,9 +60,17 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the content of a file durable."""
+    """Make a finished file durable, with the permissions that new files have (safetensors makes its own private)."""
+    path.chmod(0o666 & ~_umask())
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

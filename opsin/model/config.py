@@ -56,7 +56,23 @@ class LanguageModel(Pretrained):
     def head_width(self) -> int:
         """Width of an attention head."""
         given = self.facts.get("head_dim")
-        return int(given) if given else self._number("hidden_size") // self._number("num_attention_heads")
+        return int(given) if given else self.width // self.heads[0]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._number("hidden_size")
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Attention heads, and how many of them have keys and values of their own."""
+        heads = self._number("num_attention_heads")
+        return heads, self._number("num_key_value_heads") if self.facts.get("num_key_value_heads") else heads
+
+    @property
+    def splits_unevenly(self) -> bool:
+        """Heads get their width from the model's, and do not divide it."""
+        return not self.facts.get("head_dim") and self.width % self.heads[0] != 0
 
     def _number(self, key: str) -> int:
         value = self.facts.get(key)
@@ -143,6 +159,13 @@ class ModelConfig(Value):
             raise ModelError(
                 f"language model with rope type {rope_type!r}, whose frequencies depend on the whole pack; "
                 f"supported: {', '.join(ROPE_TYPES)}"
+            )
+
+        heads, kv_heads = self.language.heads
+        if heads % kv_heads or self.language.head_width % 2 or self.language.splits_unevenly:
+            raise ModelError(
+                f"language model of width {self.language.width} with {heads} heads, {kv_heads} of keys and values: the "
+                "heads must divide the width into even parts, and the heads of keys and values the heads"
             )
 
     def _check_positions(self) -> None:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from opsin.core.errors import ModelError
 from opsin.model.attention import ATTENTION, Attend
 from opsin.model.config import LANGUAGE_MODELS, LanguageModel
+from opsin.model.pretrained import refuse_unknown_keys
 from opsin.vision.positions import MRope, Positions, Sequential
 
 BeforeLayer = Callable[[int, Tensor], Tensor]
@@ -119,6 +120,8 @@ def load_decoder(language: LanguageModel, positions: Positions | None = None, *,
     if "quantization_config" in facts:
         raise ModelError(f"{language.path}: the weights are quantised; convert them to bfloat16 safetensors first")
     dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
+    if language.path is None and weights:
+        refuse_unknown_keys("language", facts, AutoConfig.for_model(model_type).to_dict())
     config = AutoConfig.for_model(model_type, **facts)
     if language.path is None or not weights:
         lm = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)

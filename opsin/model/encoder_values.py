@@ -18,6 +18,9 @@ IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 HALF: Colour = (0.5, 0.5, 0.5)
 
 
+WHOLE_MODELS = ("llava", "llava_next", "llava_onevision", "qwen2_vl")
+
+
 class TowerEncoder(Pretrained):
     """Common to the transformers vision towers. `defaults` are what their published config.json files leave out."""
 
@@ -30,6 +33,8 @@ class TowerEncoder(Pretrained):
 
     def _read(self, path: Path) -> dict[str, Any]:
         config = read_hf_config(path)
+        if "text_config" in config and config.get("model_type") in WHOLE_MODELS:
+            raise ModelError(f"{path}: a whole {config['model_type']} model; to train on it, give it as 'start_from'")
         config = config.get("vision_config", config)
         if not isinstance(config, dict) or self.family not in str(config.get("model_type", self.family)):
             raise ModelError(f"{path}: not a {self.family} model; does encoder.kind name the right family?")

@@ -31,6 +31,7 @@ from opsin.model.encoder_values import (
 )
 from opsin.model.native_vit import NativeEncoder
 from opsin.model.pixels import Normalise, encode_by_canvas
+from opsin.model.pretrained import refuse_unknown_keys
 
 TOWER_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
 PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1}
@@ -158,6 +159,8 @@ def read_native_weights(folder: Path) -> dict[str, Tensor]:
 def _load_tower(encoder: TowerEncoder, *, weights: bool) -> nn.Module:
     facts = {key: value for key, value in encoder.facts.items() if key not in {"model_type", "architectures"}}
     dtype = facts.pop("dtype", facts.pop("torch_dtype", None))
+    if encoder.path is None and weights:
+        refuse_unknown_keys("encoder", facts, AutoConfig.for_model(TOWER_MODEL_TYPES[encoder.family]).to_dict())
     config = AutoConfig.for_model(TOWER_MODEL_TYPES[encoder.family], **facts)
     if encoder.path is None or not weights:
         tower: nn.Module = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")

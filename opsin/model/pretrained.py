@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,26 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
     harmless: dict[str, Any] = _without_code(config)
     return harmless
+
+
+EXTRA_KEYS = ("head_dim", "rope_theta", "rope_scaling", "architectures", "torch_dtype", "transformers_version")
+"""Keys of published config.json files that transformers' own classes do not list, or no longer do."""
+
+
+def refuse_unknown_keys(name: str, config: dict[str, Any], known: Iterable[str]) -> None:
+    """Find misspelt keys of a config that a recipe gives, which transformers would keep without a word.
+
+    Raises:
+        ModelError: with every such key, and what it may have been meant to be.
+    """
+    known = sorted({*known, *EXTRA_KEYS})
+    wrong = []
+    for key in config:
+        if key not in known and not key.startswith("_"):
+            close = difflib.get_close_matches(key, known, n=1)
+            wrong.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    if wrong:
+        raise ModelError(f"{name}.config: unknown {', '.join(wrong)}")
 
 
 def _without_code(value: Any) -> Any:

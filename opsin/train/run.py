@@ -238,7 +238,8 @@ def _features(model: Vlm, stage: Stage, examples: Any, prepare: Any, hooks: Hook
 
 def _audit_line(stage: Stage, audit: Audit) -> str:
     trained = ", ".join(f"{part} {count:,}" for part, count in audit.scalars.items())
-    unreached = f"; no gradient reaches {', '.join(audit.unreached)}" if audit.unreached else ""
+    # A tower's layers behind the selected one, for example: not a mistake, but the reader should know.
+    unreached = f"; not used by this model, so unchanged: {', '.join(audit.unreached)}" if audit.unreached else ""
     return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"
 
 

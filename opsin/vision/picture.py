@@ -51,7 +51,7 @@ def _open_stream(picture: Picture) -> BinaryIO:
     try:
         facts = path.stat()
     except FileNotFoundError:
-        raise PictureError(f"{path}: no such file; check the image root and the path in the record") from None
+        raise PictureError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # a folder that may not be entered, a name too long, a null character
         reason = error.strerror if isinstance(error, OSError) else error
         raise PictureError(f"{path}: cannot be read ({reason})") from None

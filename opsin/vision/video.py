@@ -208,7 +208,7 @@ def _stream(path: Path) -> BinaryIO:
             raise VideoError(f"{path}: {facts.st_size:,} bytes; the limit is {MAX_BYTES:,}")
         return path.open("rb")
     except FileNotFoundError:
-        raise VideoError(f"{path}: no such file; check the media root and the path in the record") from None
+        raise VideoError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise VideoError(f"{path}: cannot be read ({reason})") from None

@@ -14,7 +14,7 @@ from opsin.core.types import Block, Grid, Layout, Picture
 from opsin.model.encoder_values import Encoder
 from opsin.model.encoders import TOWER_MODEL_TYPES, fill_exactly, load_encoder
 from opsin.model.pixels import Normalise
-from tests.support.models import SIZES, TOWER, dialogue, draw_picture, encoder_value, packed, tiny_vlm
+from tests.support.models import SIZES, dialogue, draw_picture, encoder_value, packed, tiny_vlm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,9 @@ def pair(kind: str, layer: int) -> tuple[torch.nn.Module, Any, Any]:
     value = VALUES.validate_python(encoder_value(kind) | {"select_layer": layer})
     torch.manual_seed(0)
     ours = load_encoder(value)
-    theirs = AutoModel.from_config(AutoConfig.for_model(TOWER_MODEL_TYPES[kind], **TOWER)).eval()
+    theirs = AutoModel.from_config(
+        AutoConfig.for_model(TOWER_MODEL_TYPES[kind], **encoder_value(kind)["config"])
+    ).eval()
     theirs.load_state_dict(ours.tower.state_dict())
     return ours.eval(), theirs, value
 

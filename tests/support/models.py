@@ -62,7 +62,9 @@ SIZES = {"clip": 32, "siglip": 32, "dinov2": 32, "efficientnet_lite": 64, "nativ
 
 def encoder_value(kind: str, **changes: Any) -> dict[str, Any]:
     """An encoder's entry of a model: a three-layer tower of width 16, or the tiny EfficientNet."""
-    config: dict[str, Any] = {"efficientnet_lite": {"variant": "tiny"}, "native_vit": NATIVE_VIT}.get(kind, TOWER)
+    dinov2 = {**{key: value for key, value in TOWER.items() if key != "intermediate_size"}, "mlp_ratio": 2}
+    own = {"efficientnet_lite": {"variant": "tiny"}, "native_vit": NATIVE_VIT, "dinov2": dinov2}
+    config: dict[str, Any] = own.get(kind, TOWER)
     return {"kind": kind, "config": config | changes}
 
 

@@ -190,7 +190,7 @@ def test_what_is_no_picture(tmp_path: Path, reading: Callable[[Picture], object]
     assert refusal(Picture(path=tmp_path / "empty.png"), reading) == "the file is empty (0 bytes)"
     assert refusal(Picture(path=tmp_path), reading) == "not a regular file"
     missing = refusal(Picture(path=tmp_path / "none.png"), reading)
-    assert missing == "no such file; check the image root and the path in the record"
+    assert missing == "no such file; check the path"
 
 
 @pytest.mark.timeout(10)

@@ -178,7 +178,7 @@ def test_what_is_no_video_is_refused_whatever_its_name(tmp_path: Path, name: str
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path / "gone.mp4", [0]).startswith("no such file; check the media root")
+    assert refused(tmp_path / "gone.mp4", [0]).startswith("no such file; check the path")
     assert refused(tmp_path, [0]) == "not a regular file"
     os.mkfifo(tmp_path / "pipe.mp4")
     assert refused(tmp_path / "pipe.mp4", [0]) == "not a regular file"
