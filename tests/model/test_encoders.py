@@ -231,3 +231,15 @@ def test_every_weight_that_does_not_fit_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="missing stem"):
         load_encoder(value)
+
+
+def test_a_long_clip_is_encoded_some_frames_at_a_time_where_no_gradient_is_kept() -> None:
+    encoder = load_encoder(VALUES.validate_python(encoder_value("clip"))).eval()
+    images = pixels("clip", 40)
+    clip = Layout((32, 32), (32, 32), 40, Grid(40, 2, 2), (2, 2), (Block(40, 2, 2),), "video")
+    together: list[int] = []
+    encoder.normalise.register_forward_hook(lambda _module, _inputs, frames: together.append(len(frames)))
+    whole = encoder(images.flatten(), [clip])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images.flatten(), [clip]), whole, atol=1e-5, rtol=1e-5)
+    assert together == [40, 16, 16, 8]
