@@ -1,25 +1,26 @@
 r"""opsin's chat templates as the Jinja text that a Hugging Face directory carries, and back.
 
-A directory's template is recognised by its exact text, apart from the system text in its first line; any other is not
+A directory's template is recognised by its exact text, apart from the texts in its first two lines; any other is not
 interpreted. No Jinja is ever run here.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 from opsin.checkpoint.hub_names import Family
 from opsin.checkpoint.json_files import read_json
 from opsin.core.errors import ModelError
-from opsin.text.templates import ChatML, Plain, Template, VicunaV1
+from opsin.text.templates import AfterPicture, ChatML, Mistral, Plain, Template, VicunaV1
 
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
 
 _SYSTEM = """\
 {%%- set system = %s %%}
+{%%- set before, after = %s, %s %%}
 {%%- if messages[0].role == 'system' %%}
 {%%- set system = messages[0].content if messages[0].content is string else messages[0].content[0].text %%}
 {%%- set messages = messages[1:] %%}
@@ -29,8 +30,8 @@ _PARTS = """\
 {%- macro parts(content) %}
 {%- if content is string %}{{- content }}{% else %}
 {%- for part in content %}
-{%- if part.type == 'image' or 'image' in part or 'image_url' in part %}{{- 'IMAGE' }}
-{%- elif part.type == 'video' or 'video' in part %}{{- 'VIDEO' }}
+{%- if part.type == 'image' or 'image' in part or 'image_url' in part %}{{- before + 'IMAGE' + after }}
+{%- elif part.type == 'video' or 'video' in part %}{{- before + 'VIDEO' + after }}
 {%- else %}{{- part.text }}{%- endif %}
 {%- endfor %}{%- endif %}
 {%- endmacro %}
@@ -49,7 +50,16 @@ _CHATML = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
-_MARK = "SYSTEM-TEXT"
+_MISTRAL = """\
+{%- for message in messages %}
+{%- if message.role == 'user' %}{{- '[INST] ' }}
+{%- if loop.first and system %}{{- '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{%- endif %}
+{{- parts(message.content) }}{{- ' [/INST]' }}
+{%- else %}{{- ' ' }}{{- parts(message.content) }}{{- ' </s>' }}{%- endif %}
+{%- endfor %}
+"""
+LITERAL = r'none|"(?:[^"\\\n]|\\.)*"'
+"""What stands for a text in the first two lines: JSON, which Jinja reads as the same string."""
 
 
 def media_tokens(family: Family) -> tuple[str, str]:
@@ -65,12 +75,17 @@ def jinja(template: Template, family: Family) -> str:
     """
     if isinstance(template, Plain):
         raise ModelError("template 'plain' is for captions, not for conversations; export a model of a chat template")
-    around = template.around_picture if isinstance(template, ChatML) else None
-    before, after = around or ("", "")
+    before, after = (template.around_picture if isinstance(template, ChatML) else None) or ("", "")
+    system = None if isinstance(template, Mistral) else template.system
+    lines = _SYSTEM % tuple(map(_literal, (system, before, after + template.after_picture)))
+    return lines + _rest(type(template), family)
+
+
+def _rest(kind: type[VicunaV1 | Mistral | ChatML], family: Family) -> str:
+    """All lines but the first two, which alone depend on a template's values."""
     image, video = media_tokens(family)
-    parts = _PARTS.replace("IMAGE", before + image + after).replace("VIDEO", before + video + after)
-    body = _VICUNA if isinstance(template, VicunaV1) else _CHATML
-    return _SYSTEM % _literal(template.system) + parts + body
+    bodies = {VicunaV1: _VICUNA, Mistral: _MISTRAL, ChatML: _CHATML}
+    return _PARTS.replace("IMAGE", image).replace("VIDEO", video) + bodies[kind]
 
 
 def read_template(folder: Path) -> Template | None:
@@ -82,35 +97,32 @@ def read_template(folder: Path) -> Template | None:
     text = _text(folder)
     if text is None:
         return None
-    around = ("<|vision_start|>", "<|vision_end|>")
-    kinds: tuple[Template, ...] = (
-        VicunaV1(system=_MARK),
-        ChatML(system=_MARK),
-        ChatML(system=_MARK, around_picture=around),
-    )
-    families: tuple[Family, ...] = ("llava", "qwen2_vl")
-    for kind in kinds:
-        for family in families:
-            head, _, tail = jinja(kind, family).partition(_literal(_MARK))
-            middle = text[len(head) : len(text) - len(tail)]
-            if text == head + middle + tail and len(text) >= len(head) + len(tail):
-                system = _value(middle)
-                if isinstance(system, str) or (system is None and isinstance(kind, ChatML)):
-                    return kind.model_copy(update={"system": system})
-    return None
-
-
-def _literal(system: str | None) -> str:
-    return "none" if system is None else json.dumps(system)
-
-
-def _value(literal: str) -> Any:
-    if literal == "none":
+    slots = re.escape(_SYSTEM.replace("%%", "%")).replace("%s", f"({LITERAL})")
+    found = re.match(slots, text)
+    if found is None:
         return None
+    system, before, after = (None if value == "none" else _string(value) for value in found.groups())
+    gap: AfterPicture = "\n" if (after or "").endswith("\n") else ""
+    around = (before, (after or "").removesuffix("\n")) if before else None
+    given: tuple[Template, ...] = (
+        Mistral(after_picture=gap),
+        ChatML(system=system, around_picture=around, after_picture=gap),
+    )
+    given += () if system is None else (VicunaV1(system=system, after_picture=gap),)
+    families: tuple[Family, ...] = ("llava", "qwen2_vl")
+    return next((one for one in given for family in families if jinja(one, family) == text), None)
+
+
+def _literal(text: str | None) -> str:
+    return "none" if text is None else json.dumps(text, ensure_ascii=False)
+
+
+def _string(literal: str) -> str | None:
+    """The text of a literal, None for what is no JSON (`jinja` of it is then another text)."""
     try:
-        return json.loads(literal)
+        return str(json.loads(literal))
     except ValueError:
-        return ...
+        return None
 
 
 def _text(folder: Path) -> str | None:

@@ -23,10 +23,12 @@ from opsin.checkpoint.hub_names import Family
 from opsin.core.types import Batch, Clip, Conversation, Layout, Medium, Picture, Turn
 from opsin.data.example import Preparation, make_example
 from opsin.data.loader import collate
+from opsin.data.user_turn import user_turn
 from opsin.model.config import ModelConfig
 from opsin.model.native_vit import patchify
 from opsin.model.pixels import Normalise, frames_of
 from opsin.model.vlm import Vlm
+from opsin.text.templates import Template
 
 TOLERANCE = 1e-3
 """Largest difference of a logit that is taken for rounding."""
@@ -114,9 +116,13 @@ def _picture(height: int, width: int, number: int) -> Picture:
     return Picture(data=buffer.getvalue())
 
 
+def question(medium: Medium | None, template: Template) -> Turn:
+    """The question, put as chat puts it."""
+    return user_turn(QUESTION, [] if medium is None else [medium], template.after_picture)
+
+
 def _batch(prepare: Preparation, name: str, medium: Medium | None) -> Batch:
-    parts = (QUESTION,) if medium is None else (medium, f"\n{QUESTION}")
-    conversation = Conversation(f"the {name} prompt", (Turn("user", parts),))
+    conversation = Conversation(f"the {name} prompt", (question(medium, prepare.template),))
     return collate([make_example(conversation, prepare, open_for_generation=True)], prepare)
 
 

@@ -24,7 +24,7 @@ from opsin.core.errors import CheckpointError, ModelError
 from opsin.model.config import LanguageModel, ModelConfig
 from opsin.model.connector_values import MlpConnector, PatchMergerConnector
 from opsin.model.encoder_values import CLIP_MEAN, CLIP_STD, HALF, ClipEncoder, Encoder, NativeVitEncoder, SiglipEncoder
-from opsin.text.templates import QWEN_SYSTEM, ChatML, Template, VicunaV1
+from opsin.text.templates import QWEN_SYSTEM, ChatML, Mistral, Template, VicunaV1
 from opsin.vision.any_res import NEXT_PINPOINTS, ONEVISION_PINPOINTS, AnyRes
 from opsin.vision.native import Native
 from opsin.vision.positions import MRope
@@ -98,11 +98,13 @@ def default_template(family: Family, model_type: str, where: str) -> Template:
         ModelError: none is known for such a language model.
     """
     if family == "qwen2_vl":
-        return ChatML(system=QWEN_SYSTEM, around_picture=(VISION_START, VISION_END))
+        return ChatML(system=QWEN_SYSTEM, around_picture=(VISION_START, VISION_END), after_picture="")
     if model_type == "qwen2":
         return ChatML(system=QWEN_SYSTEM)
     if model_type == "llama":
         return VicunaV1()
+    if model_type == "mistral":
+        return Mistral()
     raise ModelError(
         f"{where}: opsin knows no chat template for {family} with a {model_type} language model; "
         "name one: opsin.load(path, template=...)"

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from opsin.checkpoint.chat_templates import media_tokens
-from opsin.checkpoint.compare import QUESTION, inputs, prompts
+from opsin.checkpoint.compare import inputs, prompts, question
 from opsin.checkpoint.hub_names import Family
 from opsin.checkpoint.hub_values import MAX_CONFIG_BYTES
 from opsin.checkpoint.json_files import read_json
@@ -44,7 +44,7 @@ def check_inputs(
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for system in (None, "Be brief."):
         for name, medium in media.items():
-            conversation = _talk(name, medium, system)
+            conversation = _talk(name, medium, system, config.template)
             ours, theirs = _written(config.template, conversation, family), _rendered(tokenizer, conversation)
             if ours != theirs:
                 raise ModelError(f"the written chat template makes {theirs!r} of a prompt, the model {ours!r}")
@@ -56,9 +56,8 @@ def check_inputs(
     return list(dict.fromkeys(notes))
 
 
-def _talk(name: str, medium: Medium | None, system: str | None) -> Conversation:
-    question = (QUESTION,) if medium is None else (medium, f"\n{QUESTION}")
-    turns = (Turn("user", question), Turn("assistant", ("Nothing.",)), Turn("user", ("Why?",)))
+def _talk(name: str, medium: Medium | None, system: str | None, template: Template) -> Conversation:
+    turns = (question(medium, template), Turn("assistant", ("Nothing.",)), Turn("user", ("Why?",)))
     return Conversation(f"the {name} prompt", turns if system is None else (Turn("system", (system,)), *turns))
 
 
@@ -75,7 +74,7 @@ def _written(template: Template, conversation: Conversation, family: Family) -> 
 
 
 def _rendered(tokenizer: Any, conversation: Conversation) -> str:
-    """The prompt in the directory's template."""
+    """The prompt in the directory's template, which itself puts what stands behind a picture."""
     messages = [
         {
             "role": turn.role,
@@ -84,6 +83,7 @@ def _rendered(tokenizer: Any, conversation: Conversation) -> str:
                 if isinstance(part, str)
                 else {"type": "video" if isinstance(part, Clip) else "image"}
                 for part in turn.parts
+                if part != "\n"
             ],
         }
         for turn in conversation.turns
@@ -105,7 +105,7 @@ def _ids(
 def _check_pixels(
     config: ModelConfig, prepare: Preparation, folder: Path, family: Family, ids: Mapping[str, int], picture: Picture
 ) -> None:
-    talk = Conversation("the image prompt", (Turn("user", (picture, QUESTION)),))
+    talk = Conversation("the image prompt", (question(picture, prepare.template),))
     batch = collate([make_example(talk, prepare, open_for_generation=True)], prepare)
     ours = inputs(config, batch, family, ids, is_clip=False)
     with Image.open(io.BytesIO(picture.data or b"")) as image:

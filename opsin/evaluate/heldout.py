@@ -64,7 +64,9 @@ class Asker:
 
     def prompts(self, questions: Sequence[Question]) -> Batch:
         """The questions, each open for its answer."""
-        examples = [make_example(q.asked(), self.prepare, open_for_generation=True) for q in questions]
+        examples = [
+            make_example(q.asked(self.prepare.template), self.prepare, open_for_generation=True) for q in questions
+        ]
         return to_device(collate(examples, self.prepare, self.features), self.model.device)
 
     def answers(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
@@ -76,7 +78,7 @@ class Asker:
 
     def caption_ids(self, question: Question) -> list[int]:
         """What training would teach as the answer: the true caption's tokens and the mark that ends it."""
-        example = make_example(question.answered(), self.prepare)
+        example = make_example(question.answered(self.prepare.template), self.prepare)
         ids: list[int] = example.tokens_T[example.supervised_T].tolist()
         return ids
 

@@ -13,6 +13,7 @@ from opsin.core.types import Conversation, Picture, Turn
 from opsin.data.media_paths import MediaRoot
 from opsin.data.records import BadRecord, Record, read_records
 from opsin.data.user_turn import user_turn
+from opsin.text.templates import Template
 
 Task = Literal["category", "yes_no", "count", "caption"]
 
@@ -42,13 +43,13 @@ class Question:
     truth: str
     where: str
 
-    def asked(self) -> Conversation:
-        """The conversation up to the answer."""
-        return Conversation(self.id, (user_turn(self.text, [self.picture]),), self.where)
+    def asked(self, template: Template) -> Conversation:
+        """The conversation up to the answer, as a model of this template is asked."""
+        return Conversation(self.id, (user_turn(self.text, [self.picture], template.after_picture),), self.where)
 
-    def answered(self) -> Conversation:
+    def answered(self, template: Template) -> Conversation:
         """The conversation with the true answer, as training would show it."""
-        return Conversation(self.id, (*self.asked().turns, Turn("assistant", (self.truth,))), self.where)
+        return Conversation(self.id, (*self.asked(template).turns, Turn("assistant", (self.truth,))), self.where)
 
 
 def read_questions(path: Path, image_root: Path) -> list[Question]:

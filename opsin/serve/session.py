@@ -48,7 +48,7 @@ class Session:
             ContextError: the conversation does not fit the model's context.
             OpsinError: a picture cannot be read, or the text cannot be encoded. Nothing is remembered then.
         """
-        asked = user_turn(text, pictures)
+        asked = user_turn(text, pictures, self.prepare.template.after_picture)
         example = self._prompt(asked)
         given: list[str] = []
         whole = False

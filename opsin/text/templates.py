@@ -7,7 +7,7 @@ can be made in one pass. The policy is *answer only*: the answer's tokens and th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,6 +55,11 @@ class Media:
 
 Segment = Text | Control | Opening | Media
 
+AfterPicture = Literal["\n", ""]
+"""What stands behind a picture where a question is put together from pictures and text, in chat and in evaluation: the
+newline of LLaVA's data, or nothing, as in Qwen2-VL's. Records of training data are taken as they are written.
+"""
+
 
 class Plain(BaseModel):
     """LLaVA's pretraining format: the pictures, the caption, a newline; no EOS, and the human text is discarded."""
@@ -62,6 +67,7 @@ class Plain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["plain"] = "plain"
+    after_picture: ClassVar[AfterPicture] = "\n"
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -94,6 +100,7 @@ class VicunaV1(BaseModel):
 
     kind: Literal["vicuna_v1"] = "vicuna_v1"
     system: str = VICUNA_SYSTEM
+    after_picture: AfterPicture = "\n"
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -114,6 +121,36 @@ class VicunaV1(BaseModel):
         return segments
 
 
+class Mistral(BaseModel):
+    r"""LLaVA's `mistral_instruct`: `[INST] question [/INST] answer </s>[INST] ...`; the marks are plain text.
+
+    There is no system text of its own; a conversation's goes into its first question, as Llama 2's does. The space
+    before the end mark is learned (LLaVA's code for this style).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["mistral"] = "mistral"
+    after_picture: AfterPicture = "\n"
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        """Control tokens that end an answer."""
+        return ("</s>",)
+
+    def segments(self, conversation: Conversation, *, open_for_generation: bool = False) -> list[Segment]:
+        """Segments; open for generation, the last answer has no end mark, or none of its text yet."""
+        system, turns = ordered_turns(conversation, open_for_generation=open_for_generation)
+        wrapped = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+        segments: list[Segment] = [Opening()]
+        for question, answer, is_open in exchanges(turns, open_for_generation=open_for_generation):
+            segments += [Text(f"[INST] {wrapped}"), *part_segments(question), Text(" [/INST]")]
+            segments += [] if answer is None else [Text(f" {text_of(answer)}", supervised=True)]
+            segments += [] if is_open else [Text(" ", supervised=True), Control("</s>", supervised=True)]
+            wrapped = ""
+        return segments
+
+
 class ChatML(BaseModel):
     r"""Qwen2 and SmolLM2: `<|im_start|>role\ntext<|im_end|>\n`; a conversation's own system text wins over `system`.
 
@@ -125,6 +162,7 @@ class ChatML(BaseModel):
     kind: Literal["chatml"] = "chatml"
     system: str | None = None
     around_picture: tuple[str, str] | None = None
+    after_picture: AfterPicture = "\n"
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -206,5 +244,5 @@ def part_segments(turn: Turn, around_picture: tuple[str, str] | None = None) -> 
     return segments
 
 
-Template = Annotated[Plain | VicunaV1 | ChatML, Field(discriminator="kind")]
+Template = Annotated[Plain | VicunaV1 | Mistral | ChatML, Field(discriminator="kind")]
 """The only list of templates in the project."""

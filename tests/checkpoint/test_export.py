@@ -178,7 +178,7 @@ def test_transformers_processor_makes_the_same_inputs(
     turn = Turn("user", (Picture(path=picture), "\nWhat is it?"))
     example = make_example(Conversation("a", (turn,)), prepare, open_for_generation=True)
     processor = AutoProcessor.from_pretrained(done.path)
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhat is it?"}]}]
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=text, images=Image.open(picture), return_tensors="pt")
     ids = inputs["input_ids"][0]

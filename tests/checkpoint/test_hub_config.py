@@ -8,10 +8,11 @@ from opsin.checkpoint.chat_templates import jinja
 from opsin.checkpoint.load import read_model_config
 from opsin.core.errors import CheckpointError, ModelError
 from opsin.model.encoder_values import CLIP_MEAN, HALF, ClipEncoder, NativeVitEncoder, SiglipEncoder
-from opsin.text.templates import QWEN_SYSTEM, ChatML, VicunaV1
+from opsin.text.templates import QWEN_SYSTEM, ChatML, Mistral, VicunaV1
 from opsin.vision.any_res import NEXT_PINPOINTS, ONEVISION_PINPOINTS, AnyRes
 from opsin.vision.native import Native
 from opsin.vision.positions import MRope, Sequential
+from opsin.vision.sampling import LlavaFrames, QwenFrames
 from opsin.vision.square import Square
 from tests.support.hub import change, read, tokenizer_dir, write
 
@@ -127,7 +128,9 @@ def test_qwen2_vl_2b(described: Callable[..., Path]) -> None:
     assert (facts["rms_norm_eps"], facts["tie_word_embeddings"], facts["model_type"]) == (1e-6, True, "qwen2")
     assert facts["rope_parameters"] == {"rope_type": "default", "rope_theta": 1_000_000.0}
     assert "sliding_window" not in facts  # named, but off
-    assert config.template == ChatML(system=QWEN_SYSTEM, around_picture=("<|vision_start|>", "<|vision_end|>"))
+    assert config.template == ChatML(
+        system=QWEN_SYSTEM, around_picture=("<|vision_start|>", "<|vision_end|>"), after_picture=""
+    )
     assert config.layout(480, 640, "single").tokens == 391
 
 
@@ -181,7 +184,15 @@ def test_colours_come_from_the_preprocessor_also_inside_of_the_processor(checkpo
 
 
 @pytest.mark.parametrize(
-    "template", [VicunaV1(), VicunaV1(system='Be brief.\n"Quoted" {{ x }}'), ChatML(), ChatML(system="S")]
+    "template",
+    [
+        VicunaV1(),
+        VicunaV1(system='Be brief.\n"Quoted" {{ x }} \U0001f600 \u2028'),
+        ChatML(),
+        ChatML(system="S"),
+        ChatML(system="S", around_picture=("<|im_start|>", 'it\'s "one"')),
+        Mistral(),
+    ],
 )
 def test_a_template_that_opsin_wrote_is_recognised(checkpoint: Callable[..., Path], template: Any) -> None:
     folder = checkpoint("llava")
@@ -200,12 +211,24 @@ def test_any_other_template_is_not_interpreted(checkpoint: Callable[..., Path]) 
     assert read_model_config(folder, template=chosen).template == chosen
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_mistral_is_spoken_to_as_llava_does(checkpoint: Callable[..., Path], family: str) -> None:
+    folder = checkpoint(family)
+    change(folder / "config.json", text_config={"model_type": "mistral"})
+    assert read_model_config(folder).template == Mistral()
+    assert read_model_config(folder, template=VicunaV1()).language.facts["sliding_window"] == 4096
+
+
 def test_a_language_model_without_a_known_template_needs_one(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint("llava")
-    change(folder / "config.json", text_config={"model_type": "mistral"})
-    with pytest.raises(ModelError, match=r"no chat template for llava with a mistral.*template=\.\.\."):
+    change(folder / "config.json", text_config={"model_type": "qwen3"})
+    with pytest.raises(ModelError, match=r"no chat template for llava with a qwen3.*template=\.\.\."):
         read_model_config(folder)
-    assert read_model_config(folder, template=VicunaV1()).language.facts["sliding_window"] == 4096
+
+
+def test_how_frames_of_videos_are_taken(checkpoint: Callable[..., Path]) -> None:
+    assert read_model_config(checkpoint("llava_onevision")).video == LlavaFrames()
+    assert read_model_config(checkpoint("qwen2_vl")).video == QwenFrames()
 
 
 @pytest.mark.parametrize("where", [None, "text_config", "vision_config"])

@@ -142,10 +142,10 @@ def test_the_model_is_left_as_it_was(tiny: tuple[Vlm, Tokenizer], data: Path) ->
 def test_a_prompt_and_its_caption_are_what_training_shows(tiny: tuple[Vlm, Tokenizer], data: Path) -> None:
     asker = Asker(tiny[0], preparation(tiny[0].config, tiny[1]), None)
     question = next(q for q in read_questions(data / "heldout.json", data / "images") if q.task == "caption")
-    trained = make_example(question.answered(), asker.prepare)
+    trained = make_example(question.answered(asker.prepare.template), asker.prepare)
     joined = [*asker.prompts([question]).tokens_T.tolist(), *asker.caption_ids(question)]
     assert joined == trained.tokens_T.tolist()[: len(joined)]
-    assert "".join(part for part in question.asked().turns[0].parts if isinstance(part, str)).startswith("\nWhat")
+    assert "".join(part for part in question.asked(asker.prepare.template).turns[0].parts if isinstance(part, str)).startswith("\nWhat")
 
 
 def test_a_caption_that_is_always_likely_does_not_win(tiny: tuple[Vlm, Tokenizer], data: Path) -> None:
