@@ -54,6 +54,14 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
+class ChatTemplate(StrEnum):
+    """How a model is spoken to, with the template's own system text."""
+
+    VICUNA_V1 = "vicuna_v1"
+    MISTRAL = "mistral"
+    CHATML = "chatml"
+
+
 class PictureSet(StrEnum):
     """Where the quick start's pictures come from."""
 
@@ -324,6 +332,7 @@ def export(
     directory: Annotated[Path, typer.Argument(help="New directory for the Hugging Face files.")],
     vision_tower: Annotated[Path | None, typer.Option(help="The tower, where an original checkpoint lacks it.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json's folder, where there is none.")] = None,
+    template: Annotated[ChatTemplate | None, typer.Option(help="How it is spoken to, where it does not say.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint for transformers and vLLM, read it back, and compare the logits."""
@@ -332,10 +341,14 @@ def export(
         raise OpsinError(f"{directory}: exists already; export to a new directory")
     console = Console(stderr=True)
     console.print("loading the model", style="dim")
+    from pydantic import TypeAdapter
+
     from opsin.checkpoint.export import export as write
     from opsin.checkpoint.load import load
+    from opsin.text.templates import Template
 
-    done = write(load(checkpoint, vision_tower=vision_tower, tokenizer=tokenizer), directory)
+    chosen = None if template is None else TypeAdapter(Template).validate_python({"kind": template.value})
+    done = write(load(checkpoint, vision_tower=vision_tower, tokenizer=tokenizer, template=chosen), directory)
     if as_json:
         typer.echo(json.dumps(done.as_dict(), indent=2))
         return

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from opsin.checkpoint.json_files import read_json
+from opsin.checkpoint.refusing import refusing
 from opsin.core.errors import CheckpointError
-from opsin.vision.colour import Colour
 
 MAX_CONFIG_BYTES = 2_000_000
 REMOTE_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
@@ -25,6 +25,8 @@ Count = Annotated[int, Field(ge=1, le=1_024)]
 Side = Annotated[int, Field(ge=1, le=16_384)]
 Rows = Annotated[int, Field(ge=1, le=4_000_000)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=1e-3, le=10)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 32)]
 Activation = Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu"]
 Pinpoints = Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1, max_length=256)]
@@ -36,7 +38,7 @@ WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_ty
 class Part(BaseModel):
     """Base: only the named keys, checked, the rest ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Rope(Part):
@@ -55,6 +57,19 @@ class Rope(Part):
     mscale_all_dim: float | None = None
     truncate: bool | None = None
     mrope_section: tuple[Count, Count, Count] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Rope:
+        scaled = ("factor",)
+        needed = {
+            "linear": scaled,
+            "yarn": scaled,
+            "llama3": (*scaled, "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        }
+        missing = [key for key in needed.get(self.rope_type, ()) if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"rope type {self.rope_type!r} needs {', '.join(missing)}")
+        return self
 
 
 class Text(Part):
@@ -79,8 +94,8 @@ class Text(Part):
     sliding_window: int | None = None
     use_sliding_window: bool | None = None
     max_window_layers: int | None = None
-    layer_types: tuple[str, ...] | None = None
-    initializer_range: float = 0.02
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
+    initializer_range: float = Field(0.02, ge=0, le=100)
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
 
@@ -98,6 +113,19 @@ class Text(Part):
         rope["rope_type"] = "default" if kind == "mrope" else kind
         rope.setdefault("rope_theta", value.get("rope_theta") or cls.model_fields["rope_theta"].default)
         return {**value, "rope_parameters": rope}
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Text:
+        heads, given = self.num_attention_heads, self.head_dim
+        if given is None and self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} in num_attention_heads {heads} is no whole width of a head"
+            )
+        if (given or self.hidden_size // heads) % 2:
+            raise ValueError(f"heads of width {given or self.hidden_size // heads}: pairs of channels are turned")
+        if heads % (self.num_key_value_heads or heads):
+            raise ValueError(f"num_attention_heads {heads} is no multiple of num_key_value_heads")
+        return self
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -146,31 +174,36 @@ class Qwen2VlText(Text):
 TEXTS: dict[str, type[Text]] = {"llama": Text, "mistral": MistralText, "qwen2": QwenText, "qwen3": QwenText}
 
 
-class ClipVision(Part):
-    """CLIP's vision transformer (B/32)."""
+class Tower(Part):
+    """A vision transformer of a fixed size."""
 
-    model_type: Literal["clip_vision_model"] = "clip_vision_model"
     hidden_size: Width = 768
     intermediate_size: Inner = 3_072
     num_hidden_layers: Count = 12
     num_attention_heads: Count = 12
     num_channels: Literal[3] = 3
     image_size: Side = 224
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Tower:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of its {self.num_attention_heads} heads")
+        return self
+
+
+class ClipVision(Tower):
+    """CLIP's vision transformer (B/32)."""
+
+    model_type: Literal["clip_vision_model"] = "clip_vision_model"
     patch_size: Side = 32
     hidden_act: Activation = "quick_gelu"
     layer_norm_eps: Epsilon = 1e-5
 
 
-class SiglipVision(Part):
+class SiglipVision(Tower):
     """SigLIP's vision transformer (B/16). Its pooling head is left out: patch features are read before it."""
 
     model_type: Literal["siglip_vision_model"] = "siglip_vision_model"
-    hidden_size: Width = 768
-    intermediate_size: Inner = 3_072
-    num_hidden_layers: Count = 12
-    num_attention_heads: Count = 12
-    num_channels: Literal[3] = 3
-    image_size: Side = 224
     patch_size: Side = 16
     hidden_act: Activation = "gelu_pytorch_tanh"
     layer_norm_eps: Epsilon = 1e-6
@@ -208,15 +241,18 @@ class Llava(Part):
 class Preprocessor(Part):
     """preprocessor_config.json, or the same values inside of processor_config.json."""
 
-    image_mean: Colour | None = None
-    image_std: Colour | None = None
+    image_mean: tuple[Mean, Mean, Mean] | None = None
+    image_std: tuple[Deviation, Deviation, Deviation] | None = None
     do_normalize: Literal[True] = True
     do_rescale: Literal[True] = True
     do_resize: Literal[True] = True
+    rescale_factor: Annotated[float, Field(ge=0.999 / 255, le=1.001 / 255)] = 1 / 255
+    resample: Literal[3] = 3
+    """Bicubic, which opsin resizes by."""
     do_pad: bool | None = None
     do_center_crop: bool | None = None
-    size: dict[str, int] | int | None = None
-    crop_size: dict[str, int] | int | None = None
+    size: dict[str, Pixels | None] | Side | None = None
+    crop_size: dict[str, Side | None] | Side | None = None
     image_grid_pinpoints: Pinpoints | None = None
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
@@ -224,23 +260,45 @@ class Preprocessor(Part):
     temporal_patch_size: Count | None = None
     merge_size: Count | None = None
 
+    @model_validator(mode="after")
+    def _square(self) -> Preprocessor:
+        """Of sizes that differ, opsin could follow only one."""
+        sides = set(self.crop.values())
+        sides |= {
+            side for key, side in self.edges.items() if key in {"height", "width"} or (sides and key != "longest_edge")
+        }
+        if len(sides) > 1:
+            raise ValueError(
+                f"size {self.size} and crop_size {self.crop_size}: opsin makes squares, whose shortest edge is the "
+                "crop's; it has no counterpart"
+            )
+        return self
+
     @property
     def edges(self) -> dict[str, int]:
         """`size` as a table."""
-        return {"shortest_edge": self.size} if isinstance(self.size, int) else dict(self.size or {})
+        given = {"shortest_edge": self.size} if isinstance(self.size, int) else self.size or {}
+        return {key: side for key, side in given.items() if side is not None}
+
+    @property
+    def crop(self) -> dict[str, int]:
+        """`crop_size` as a table; empty where nothing is cropped."""
+        if self.do_center_crop is False:
+            return {}
+        given = {"height": self.crop_size} if isinstance(self.crop_size, int) else self.crop_size or {}
+        return {key: side for key, side in given.items() if side is not None}
 
     @property
     def pixels(self) -> tuple[int | None, int | None]:
-        """Least and most pixels of a picture at native resolution."""
+        """Least and most pixels of a picture at native resolution, in all spellings that transformers has written."""
         edges = self.edges
-        return self.min_pixels or edges.get("shortest_edge"), self.max_pixels or edges.get("longest_edge")
+        least = self.min_pixels or edges.get("shortest_edge") or edges.get("min_pixels")
+        return least, self.max_pixels or edges.get("longest_edge") or edges.get("max_pixels")
 
     @property
     def side(self) -> int | None:
         """Of the square that pictures or tiles become."""
-        crop = {"height": self.crop_size} if isinstance(self.crop_size, int) else self.crop_size or {}
-        cropped = crop.get("height") if self.do_center_crop is not False else None
-        return cropped or self.edges.get("height") or self.edges.get("shortest_edge")
+        return self.crop.get("height") or self.edges.get("height") or self.edges.get("shortest_edge")
 
 
 P = TypeVar("P", bound=Part)
@@ -252,11 +310,8 @@ def parse(kind: type[P], value: Any, where: str) -> P:
     Raises:
         CheckpointError: every key that is out of bounds or of the wrong type.
     """
-    try:
+    with refusing(where):
         return kind.model_validate(value)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {str(e['input'])[:60]})" for e in error.errors()]
-        raise CheckpointError(f"{where}: {'; '.join(problem.removeprefix(': ') for problem in problems)}") from None
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from opsin.checkpoint.filling import check_filled, dtype_of, fill, misfits, refuse, shapes_of, tied_names, weightless
 from opsin.checkpoint.hub_config import family_of, hub_model_config
-from opsin.checkpoint.hub_names import ORIGINAL, PATCHES, SOLE_TOWER, Rules, rules_for, wanted
+from opsin.checkpoint.hub_names import ORIGINAL, PATCHES, SOLE_TOWER, Rules, renamed, rules_for, wanted
 from opsin.checkpoint.hub_values import read_config_json
-from opsin.checkpoint.model import CHECKPOINTS, Loaded, find_checkpoint, load_model, read_config
+from opsin.checkpoint.model import CHECKPOINTS, Loaded, find_checkpoint, load_model, load_tokenizer, read_config
 from opsin.checkpoint.original import is_original, original_model_config, tower_names
+from opsin.checkpoint.refusing import check_cost, refusing
 from opsin.checkpoint.shards import Weights
 from opsin.core.errors import CheckpointError, ModelError
 from opsin.model.config import ModelConfig
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.vlm import Vlm
 from opsin.text.templates import Template
-from opsin.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,15 @@ def load(
         return load_model(folder)
     tower = None if vision_tower is None else Path(vision_tower)
     foreign = read_foreign(folder, tower, None if tokenizer is None else Path(tokenizer), template)
-    with weightless():
+    where = folder / "config.json"
+    names = (renamed(name, rules) for weights, rules in foreign.sources for name in weights.stored)
+    with refusing(where), weightless():
+        check_cost(foreign.config, names, where)
         model = Vlm(foreign.config, weights=False)
     _fill(model, foreign, folder)
     model.precision = "bf16" if dtype_of(model) == torch.bfloat16 else "fp32"
     model.requires_grad_(requires_grad=False).eval()
-    words = Tokenizer.load(foreign.config.language.tokenizer_path)
+    words = load_tokenizer(foreign.config.language.tokenizer_path)
     for token in foreign.config.template.stop_tokens:
         words.control(token)  # which raises where the template is another model's
     return Loaded(model, words, folder, {"source": foreign.family})
@@ -107,17 +110,24 @@ def read_foreign(
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give a run, a checkpoint, or a model's directory")
+    with refusing(folder / "config.json"):
+        return _described(folder, vision_tower, tokenizer or folder, template, weights=weights)
+
+
+def _described(
+    folder: Path, vision_tower: Path | None, tokenizer: Path, template: Template | None, *, weights: bool
+) -> Foreign:
     config = read_config_json(folder)
     if not is_original(config):
         if vision_tower is not None:
             raise CheckpointError(f"{folder}: not in LLaVA's original layout, so it holds its tower: drop vision_tower")
-        value = hub_model_config(folder, config, template, tokenizer or folder)
+        value = hub_model_config(folder, config, template, tokenizer)
         family = family_of(config)
         assert family is not None  # checked by hub_model_config
         return Foreign(value, ((Weights.of(folder), rules_for(family)),) if weights else (), family)
     stored = Weights.of(folder)
     names = stored.stored.keys()
-    value = original_model_config(folder, config, names, vision_tower, template, tokenizer or folder)
+    value = original_model_config(folder, config, names, vision_tower, template, tokenizer)
     sources = [(stored, ORIGINAL)]
     if vision_tower is not None and not tower_names(names):
         sources.append((Weights.of(vision_tower), SOLE_TOWER))

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opsin.checkpoint.filling import check_filled, fill, misfits, refuse, shapes_of, weightless
+from opsin.checkpoint.json_files import read_json
 from opsin.checkpoint.prepare import preparation
+from opsin.checkpoint.refusing import check_cost, refusing
 from opsin.checkpoint.shards import Weights
 from opsin.checkpoint.store import newest_whole, verify
 from opsin.core.errors import CheckpointError
 from opsin.core.files import write_json
 from opsin.data.example import Preparation
 from opsin.model.config import Lora, ModelConfig, PartName
-from opsin.model.encoders import fill_exactly
 from opsin.model.lora import add_lora, merge_lora
+from opsin.model.pretrained import Value
 from opsin.model.vlm import Vlm
-from opsin.text.tokenizer import Tokenizer
+from opsin.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
+MAX_CONFIG_BYTES = 2_000_000
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
 
@@ -61,11 +62,10 @@ def write_model(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[PartN
     tokenizer.save(folder / "tokenizer")
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(Value):
     """What `model.json` says: the model, the adapters its weights carry, and the precision it computes in."""
 
-    config: ModelConfig
+    config: ModelConfig = Field(alias="model")
     lora: dict[PartName, Lora]
     precision: Literal["bf16", "fp32"]
 
@@ -76,16 +76,25 @@ def read_config(folder: Path) -> Described:
     Raises:
         CheckpointError: it is missing or not valid.
     """
-    try:
-        value = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        config = ModelConfig.model_validate(value["model"])
-        lora: dict[PartName, Lora] = {part: Lora.model_validate(lora) for part, lora in value["lora"].items()}
-        precision: Literal["bf16", "fp32"] = value["precision"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: model.json cannot be read ({error})") from None
-    tokenizer = folder / str(config.language.tokenizer)
-    language = config.language.model_copy(update={"tokenizer": tokenizer})
-    return Described(config.model_copy(update={"language": language}), lora, precision)
+    path = folder / "model.json"
+    value = read_json(path, MAX_CONFIG_BYTES)
+    with refusing(path):
+        described = Described.model_validate(value)
+    name = str(described.config.language.tokenizer)
+    if PurePosixPath(name).name != name or "\\" in name or name in {".", ".."}:
+        raise CheckpointError(f"{path}: the tokenizer {name!r} is not a folder of the checkpoint; not followed")
+    language = described.config.language.model_copy(update={"tokenizer": folder / name})
+    return described.model_copy(update={"config": described.config.model_copy(update={"language": language})})
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a directory.
+
+    Raises:
+        CheckpointError: it is missing or not valid.
+    """
+    with refusing(folder / TOKENIZER_FILE):
+        return Tokenizer.load(folder)
 
 
 def fill_model(model: nn.Module, folder: Path) -> None:
@@ -96,21 +105,16 @@ def fill_model(model: nn.Module, folder: Path) -> None:
         ModelError: they do not fit (all named).
     """
     path = folder / "model.safetensors"
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError):
-        raise CheckpointError(f"{path}: damaged or missing") from None
-    for name, tensor in unique_state(model).items():
-        if name in state and state[name].dtype != tensor.dtype:
-            _set_dtype(model, name, state[name].dtype)
-    tied = {name: state[first] for name, first in _tied(model).items() if first in state}
-    fill_exactly(model, state | tied, str(path))
-
-
-def _set_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    getattr(module, leaf).data = getattr(module, leaf).data.to(dtype)
+    weights = Weights([path])
+    refuse(path, misfits(shapes_of(model), {name: stored.shape for name, stored in weights.stored.items()}))
+    own = model.state_dict()
+    for name, tensor in weights.read(weights.stored):
+        owner, _, leaf = name.rpartition(".")
+        if own[name].dtype != tensor.dtype:
+            held = getattr(model.get_submodule(owner), leaf)
+            held.data = tensor.to(held.device)
+        else:
+            own[name].copy_(tensor)
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
@@ -147,16 +151,17 @@ def load_model(path: Path) -> Loaded:
     folder = find_checkpoint(path)
     meta = verify(folder)
     described = read_config(folder)
-    with weightless():
+    weights = Weights([folder / "model.safetensors"])
+    with refusing(folder / "model.json"), weightless():
+        check_cost(described.config, weights.stored, folder / "model.json")
         model = Vlm(described.config, weights=False)
         for part, lora in described.lora.items():
             add_lora(model.part(part), lora)
     model.precision = described.precision
-    weights = Weights([folder / "model.safetensors"])
     refuse(folder, misfits(shapes_of(model), {name: stored.shape for name, stored in weights.stored.items()}))
     fill(model, weights.read(weights.stored))
     check_filled(model)
     for part in described.lora:
         merge_lora(model.part(part))
     model.requires_grad_(requires_grad=False).eval()
-    return Loaded(model, Tokenizer.load(described.config.language.tokenizer_path), folder, meta)
+    return Loaded(model, load_tokenizer(described.config.language.tokenizer_path), folder, meta)

@@ -44,6 +44,9 @@ TOWERS: dict[str, ClipVision | SiglipVision] = {
 }
 """Architectures of the towers that published configs only name."""
 
+SO400M_LAYERS = 27
+"""Of google/siglip-so400m as published; a checkpoint whose tower has fewer was saved without the last."""
+
 
 class Original(Part):
     """What the original code keeps in config.json beside the language model's own values."""
@@ -113,8 +116,10 @@ def _encoder(
     """The tower: of the given directory, or the known one of that name, with as many layers as there are weights."""
     if vision_tower is not None:
         vision = _read_tower(vision_tower)
+        whole = vision.num_hidden_layers
     elif value.mm_vision_tower in TOWERS and names:
         vision = TOWERS[value.mm_vision_tower]
+        whole = SO400M_LAYERS
     else:
         missing = "its architecture is not known" if names else "its weights are not in the checkpoint"
         raise ModelError(
@@ -124,13 +129,14 @@ def _encoder(
     layers = [
         int(found[1]) for name in names if (found := re.match(rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.", name))
     ]
+    count = max(layers) + 1 if layers else whole
     if layers:
-        vision = vision.model_copy(update={"num_hidden_layers": max(layers) + 1})
+        vision = vision.model_copy(update={"num_hidden_layers": count})
     if isinstance(vision, ClipVision):
         return vision, ClipEncoder(kind="clip", config=facts_of(vision), select_layer=value.mm_vision_select_layer)
     # The original code deletes SigLIP's last layer, whatever mm_vision_select_layer says; what it saves lacks it.
     config = facts_of(vision) | {"vision_use_head": False}
-    return vision, SiglipEncoder(kind="siglip", config=config, select_layer=-1 if names else -2)
+    return vision, SiglipEncoder(kind="siglip", config=config, select_layer=-1 if count < whole else -2)
 
 
 def _read_tower(folder: Path) -> ClipVision | SiglipVision:

@@ -67,6 +67,12 @@ def test_siglip_inside_of_a_checkpoint_lacks_its_last_layer_and_outside_has_it(
     assert isinstance(inside.encoder, SiglipEncoder)
     assert (inside.encoder.facts["num_hidden_layers"], inside.encoder.select_layer) == (3, -1)
 
+    complete = read_model_config(
+        checkpoint("llava_onevision", "original"), vision_tower=tower_dir(checkpoint("llava_onevision"), tmp_path / "3")
+    )
+    assert isinstance(complete.encoder, SiglipEncoder)
+    assert (complete.encoder.facts["num_hidden_layers"], complete.encoder.select_layer) == (3, -2)
+
     bare = original_layout(checkpoint("llava_onevision", "saved"), tmp_path / "bare", tower=False)
     loaded = load(bare, vision_tower=whole).model
     encoder = loaded.config.encoder

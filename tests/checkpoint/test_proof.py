@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from opsin.checkpoint import export as module
 from opsin.checkpoint.export import export
 from opsin.checkpoint.load import load
 from opsin.checkpoint.model import Loaded
+from opsin.cli import app
 from opsin.core.errors import ModelError
-from opsin.text.templates import ChatML
+from opsin.text.templates import ChatML, Mistral, VicunaV1
 from opsin.text.tokenizer import Tokenizer
 from opsin.vision.sampling import EvenFrames
 from tests.support.hub import FAMILIES, hub_dir, merged, read, tokenizer_dir
@@ -188,3 +190,34 @@ def test_how_frames_are_taken_is_a_note(tmp_path: Path) -> None:
     assert not export(loaded, tmp_path / "one").notes
     loaded.model.config = loaded.model.config.model_copy(update={"video": EvenFrames()})
     assert any("which frames are taken (even here)" in note for note in export(loaded, tmp_path / "other").notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "template"),
+    [
+        ("llava", VicunaV1(system='Say "\\" or \U0001f600.\nAlways.')),
+        ("llava_onevision", ChatML(system="\U0001f600 '", around_picture=("<|im_start|>", "<|im_end|>"))),
+        ("llava", Mistral()),
+        ("llava_onevision", ChatML()),
+    ],
+)
+def test_templates_are_rendered_by_transformers_as_by_opsin(tmp_path: Path, family: str, template: Any) -> None:
+    loaded = loaded_in(tmp_path, family, torch.float32)
+    loaded.model.config = loaded.model.config.model_copy(update={"template": template})
+    done = export(loaded, tmp_path / "out")  # which compares prompts with text, pictures, clips and system texts
+    assert load(done.path).model.config.template == template
+
+
+def test_a_published_mistral_is_exported_by_the_command(tmp_path: Path) -> None:
+    folder = hub_dir(tmp_path, "llava_next", text_config={"model_type": "mistral", "sliding_window": None})
+    done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert load(tmp_path / "out").model.config.template == Mistral()
+
+
+def test_the_command_takes_a_template(tmp_path: Path) -> None:
+    folder = hub_dir(tmp_path, "llava", text_config={"model_type": "qwen3"})
+    assert CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")]).exit_code != 0
+    done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out"), "--template", "vicuna_v1"])
+    assert done.exit_code == 0, done.output
+    assert load(tmp_path / "out").model.config.template == VicunaV1()

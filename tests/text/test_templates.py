@@ -8,7 +8,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from opsin.core.errors import RenderError
 from opsin.core.types import Conversation, Part, Picture, Turn
-from opsin.text.templates import QWEN_SYSTEM, ChatML, Control, Media, Opening, Plain, Segment, Template, Text, VicunaV1
+from opsin.text.templates import (
+    QWEN_SYSTEM,
+    ChatML,
+    Control,
+    Media,
+    Mistral,
+    Opening,
+    Plain,
+    Segment,
+    Template,
+    Text,
+    VicunaV1,
+)
 
 PICTURE = Picture(path=Path("cat.jpg"))
 
@@ -41,6 +53,17 @@ def test_vicuna_prompt_is_llavas() -> None:
     segments = VicunaV1(system="S.").segments(TWO_TURNS)
     assert written(segments) == "S. USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>"
     assert learned(segments) == " A1</s> A2</s>"
+
+
+def test_mistral_prompt_is_llavas() -> None:
+    asked = conversation(("user", [PICTURE, "\nQ1"]), ("assistant", "A1"), ("user", "Q2"))
+    segments = Mistral().segments(asked, open_for_generation=True)
+    assert written(segments) == "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]"  # LLaVA's mistral_instruct
+    assert learned(Mistral().segments(TWO_TURNS)) == " A1 </s> A2 </s>"
+    told = conversation(("system", "S."), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2"))
+    assert written(Mistral().segments(told)) == (
+        "[INST] <<SYS>>\nS.\n<</SYS>>\n\nQ1 [/INST] A1 </s>[INST] Q2 [/INST] A2 </s>"
+    )
 
 
 def test_qwen2_vl_prompt_is_the_published_one() -> None:
