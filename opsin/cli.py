@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # numpy and pydantic are imported by the commands that need t
     from opsin.core.types import Layout
     from opsin.data.check import Checked
     from opsin.model.config import ModelConfig
+    from opsin.text.templates import Template
     from opsin.vision.published import Published
 
 FAILED = 2
@@ -108,6 +109,17 @@ def _existing(checkpoint: Path) -> None:
     if not checkpoint.is_dir():
         what = "a file; give the directory that it is in" if checkpoint.exists() else "no such directory"
         raise OpsinError(f"{checkpoint}: {what}; expected a run, a checkpoint, or a model's directory")
+
+
+def _template(kind: ChatTemplate | None) -> Template | None:
+    if kind is None:
+        return None
+    from pydantic import TypeAdapter
+
+    from opsin.text.templates import Template
+
+    value: Template = TypeAdapter(Template).validate_python({"kind": kind.value})
+    return value
 
 
 def _version(wanted: bool) -> None:
@@ -226,6 +238,7 @@ def chat(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    template: Annotated[ChatTemplate | None, typer.Option(help="How it is spoken to, where it does not say.")] = None,
 ) -> None:
     """Talk with a model in the terminal; /image PATH shows it a picture."""
     _existing(checkpoint)
@@ -238,7 +251,7 @@ def chat(
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     except ValueError as error:  # not a number lies in no range, but passes typer's check
         raise typer.BadParameter(str(error)) from None
-    run_chat(checkpoint, console, input, sampling)
+    run_chat(checkpoint, console, input, sampling, _template(template))
 
 
 @app.command()
@@ -341,14 +354,11 @@ def export(
         raise OpsinError(f"{directory}: exists already; export to a new directory")
     console = Console(stderr=True)
     console.print("loading the model", style="dim")
-    from pydantic import TypeAdapter
-
     from opsin.checkpoint.export import export as write
     from opsin.checkpoint.load import load
-    from opsin.text.templates import Template
 
-    chosen = None if template is None else TypeAdapter(Template).validate_python({"kind": template.value})
-    done = write(load(checkpoint, vision_tower=vision_tower, tokenizer=tokenizer, template=chosen), directory)
+    loaded = load(checkpoint, vision_tower=vision_tower, tokenizer=tokenizer, template=_template(template))
+    done = write(loaded, directory)
     if as_json:
         typer.echo(json.dumps(done.as_dict(), indent=2))
         return

@@ -19,6 +19,7 @@ from opsin.core.terminal import printable
 from opsin.core.types import Picture
 from opsin.model.generate import Sampling
 from opsin.serve.session import Session
+from opsin.text.templates import Template
 from opsin.vision.picture import open_picture
 
 HELP = """\
@@ -34,6 +35,7 @@ def run_chat(
     console: Console,
     input_fn: Callable[[str], str] = input,
     sampling: Sampling | None = None,
+    template: Template | None = None,
 ) -> None:
     """Load a checkpoint (or a run's newest) and chat until the user leaves.
 
@@ -42,7 +44,7 @@ def run_chat(
     Raises:
         OpsinError: the checkpoint cannot be used. Errors of single messages are shown, and the chat goes on.
     """
-    loaded = load(checkpoint)
+    loaded = load(checkpoint, template=template)
     prepare = preparation(loaded.model.config, loaded.tokenizer)
     Chat(Session(loaded.model, prepare, sampling or Sampling()), console).run(input_fn)
 
