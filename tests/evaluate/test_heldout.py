@@ -145,7 +145,9 @@ def test_a_prompt_and_its_caption_are_what_training_shows(tiny: tuple[Vlm, Token
     trained = make_example(question.answered(asker.prepare.template), asker.prepare)
     joined = [*asker.prompts([question]).tokens_T.tolist(), *asker.caption_ids(question)]
     assert joined == trained.tokens_T.tolist()[: len(joined)]
-    assert "".join(part for part in question.asked(asker.prepare.template).turns[0].parts if isinstance(part, str)).startswith("\nWhat")
+    assert "".join(
+        part for part in question.asked(asker.prepare.template).turns[0].parts if isinstance(part, str)
+    ).startswith("\nWhat")
 
 
 def test_a_caption_that_is_always_likely_does_not_win(tiny: tuple[Vlm, Tokenizer], data: Path) -> None:
