@@ -13,8 +13,22 @@ from pathlib import Path
 from opsin.checkpoint.hub_names import Family
 from opsin.checkpoint.json_files import read_json
 from opsin.core.errors import ModelError
-from opsin.text.templates import AfterPicture, ChatML, Mistral, Plain, Template, VicunaV1
+from opsin.text.templates import (
+    AfterPicture,
+    ChatML,
+    FromTokenizer,
+    Llama2,
+    Llama3,
+    Mistral,
+    Plain,
+    Template,
+    VicunaV1,
+)
 
+ChatTemplate = VicunaV1 | Mistral | Llama2 | Llama3 | ChatML
+"""The templates that can be written."""
+
+IMAGE_TAGS = ("<Image>", "</Image>")
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
 
@@ -58,6 +72,15 @@ _MISTRAL = """\
 {%- else %}{{- ' ' }}{{- parts(message.content) }}{{- ' </s>' }}{%- endif %}
 {%- endfor %}
 """
+_LLAMA_2 = _MISTRAL.replace("{{- '[INST] ' }}", "{%- if not loop.first %}{{- '<s>' }}{%- endif %}{{- '[INST] ' }}")
+_LLAMA_3 = """\
+{%- macro header(role) %}{{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}{% endmacro %}
+{%- if system is not none %}{{- header('system') + system + '<|eot_id|>' }}{%- endif %}
+{%- for message in messages %}
+{{- header(message.role) }}{{- parts(message.content) }}{{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- header('assistant') }}{%- endif %}
+"""
 LITERAL = r'none|"(?:[^"\\\n]|\\.)*"'
 """What stands for a text in the first two lines: JSON, which Jinja reads as the same string."""
 
@@ -75,17 +98,33 @@ def jinja(template: Template, family: Family) -> str:
     """
     if isinstance(template, Plain):
         raise ModelError("template 'plain' is for captions, not for conversations; export a model of a chat template")
-    before, after = (template.around_picture if isinstance(template, ChatML) else None) or ("", "")
+    if isinstance(template, FromTokenizer):
+        raise ModelError(
+            "template 'tokenizer' has no place for pictures in its Jinja text, so transformers could not be asked as "
+            "this model is; export a model of one of opsin's chat templates"
+        )
+    if isinstance(template, ChatML) and template.number_media:
+        raise ModelError("the Jinja text that opsin writes does not number pictures; export without number_media")
+    before, after = _around(template)
     system = None if isinstance(template, Mistral) else template.system
     lines = _SYSTEM % tuple(map(_literal, (system, before, after + template.after_picture)))
-    return lines + _rest(type(template), family)
+    return lines + _rest(template, family)
 
 
-def _rest(kind: type[VicunaV1 | Mistral | ChatML], family: Family) -> str:
-    """All lines but the first two, which alone depend on a template's values."""
+def _around(template: ChatTemplate) -> tuple[str, str]:
+    if isinstance(template, ChatML) and template.around_picture is not None:
+        return template.around_picture
+    return IMAGE_TAGS if isinstance(template, VicunaV1) and template.image_tags else ("", "")
+
+
+def _rest(template: ChatTemplate, family: Family) -> str:
+    """All lines but the first two, which alone depend on a template's texts."""
     image, video = media_tokens(family)
-    bodies = {VicunaV1: _VICUNA, Mistral: _MISTRAL, ChatML: _CHATML}
-    return _PARTS.replace("IMAGE", image).replace("VIDEO", video) + bodies[kind]
+    bodies = {VicunaV1: _VICUNA, Mistral: _MISTRAL, Llama2: _LLAMA_2, Llama3: _LLAMA_3, ChatML: _CHATML}
+    body = bodies[type(template)]
+    if isinstance(template, ChatML) and not template.after_mark:
+        body = body.replace("<|im_end|>\\n", "<|im_end|>")
+    return _PARTS.replace("IMAGE", image).replace("VIDEO", video) + body
 
 
 def read_template(folder: Path) -> Template | None:
@@ -107,8 +146,13 @@ def read_template(folder: Path) -> Template | None:
     given: tuple[Template, ...] = (
         Mistral(after_picture=gap),
         ChatML(system=system, around_picture=around, after_picture=gap),
+        ChatML(system=system, around_picture=around, after_mark="", after_picture=gap),
+        Llama3(system=system, after_picture=gap),
     )
-    given += () if system is None else (VicunaV1(system=system, after_picture=gap),)
+    if system is not None:
+        tagged = around == IMAGE_TAGS
+        given += (VicunaV1(system=system, image_tags=tagged, after_picture=gap),)
+        given += (Llama2(system=system, after_picture=gap),)
     families: tuple[Family, ...] = ("llava", "qwen2_vl")
     return next((one for one in given for family in families if jinja(one, family) == text), None)
 

@@ -26,6 +26,7 @@ from opsin.core.errors import CheckpointError, ModelError
 from opsin.model.config import ModelConfig
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.vlm import Vlm
+from opsin.text.own_template import spoken
 from opsin.text.templates import Template
 
 
@@ -72,7 +73,7 @@ def load(
     model.precision = "bf16" if dtype_of(model) == torch.bfloat16 else "fp32"
     model.requires_grad_(requires_grad=False).eval()
     words = load_tokenizer(foreign.config.language.tokenizer_path)
-    for token in foreign.config.template.stop_tokens:
+    for token in spoken(foreign.config.template, words).stop_tokens:
         words.control(token)  # which raises where the template is another model's
     return Loaded(model, words, folder, {"source": foreign.family})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from opsin.data.example import Preparation
 from opsin.model.config import ModelConfig
+from opsin.text.own_template import spoken
 from opsin.text.templates import Template
 from opsin.text.tokenizer import Tokenizer
 
@@ -29,4 +30,4 @@ def stop_ids(prepare: Preparation) -> frozenset[int]:
     """The tokens that end an answer: the template's marks and the tokenizer's own end of text."""
     tokenizer = prepare.tokenizer
     own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    return frozenset([*map(tokenizer.control, prepare.template.stop_tokens), *own])
+    return frozenset([*map(tokenizer.control, spoken(prepare.template, tokenizer).stop_tokens), *own])

@@ -24,8 +24,10 @@ from opsin.core.types import Clip, Conversation, Medium, Picture, Turn
 from opsin.data.example import Preparation, make_example
 from opsin.data.loader import collate
 from opsin.model.config import ModelConfig
+from opsin.text.own_template import spoken
 from opsin.text.render import render
 from opsin.text.templates import Control, Media, Template, Text
+from opsin.text.tokenizer import Tokenizer
 
 PIXEL = 1.01 / 255
 """Largest difference of a colour (0..1) that is taken for rounding."""
@@ -45,7 +47,10 @@ def check_inputs(
     for system in (None, "Be brief."):
         for name, medium in media.items():
             conversation = _talk(name, medium, system, config.template)
-            ours, theirs = _written(config.template, conversation, family), _rendered(tokenizer, conversation)
+            ours, theirs = (
+                _written(config.template, prepare.tokenizer, conversation, family),
+                _rendered(tokenizer, conversation),
+            )
             if ours != theirs:
                 raise ModelError(f"the written chat template makes {theirs!r} of a prompt, the model {ours!r}")
             if tokenizer(theirs)["input_ids"] != _ids(conversation, config.template, prepare, family, ids):
@@ -61,11 +66,11 @@ def _talk(name: str, medium: Medium | None, system: str | None, template: Templa
     return Conversation(f"the {name} prompt", turns if system is None else (Turn("system", (system,)), *turns))
 
 
-def _written(template: Template, conversation: Conversation, family: Family) -> str:
+def _written(template: Template, tokenizer: Tokenizer, conversation: Conversation, family: Family) -> str:
     """The prompt in opsin's template."""
     image, video = media_tokens(family)
     pieces = []
-    for segment in template.segments(conversation, open_for_generation=True):
+    for segment in spoken(template, tokenizer).segments(conversation, open_for_generation=True):
         if isinstance(segment, Media):
             pieces.append(video if isinstance(segment.medium, Clip) else image)
         elif isinstance(segment, Text | Control):  # the tokenizer puts its opening token by itself

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opsin.core.errors import RenderError
-from opsin.text.templates import Control, Media, Opening, Segment, Template, Text, sample_name
+from opsin.text.labels import POLICIES, Policy
+from opsin.text.own_template import spoken
+from opsin.text.segments import Control, Media, Opening, Segment, Text, joined, sample_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from opsin.core.types import Conversation, Medium
+    from opsin.text.templates import Template
     from opsin.text.tokenizer import Tokenizer
 
 
@@ -31,56 +32,47 @@ class Rendered:
 def render(
     conversation: Conversation, template: Template, tokenizer: Tokenizer, *, open_for_generation: bool = False
 ) -> Rendered:
-    """Ids, loss mask and picture places; for training, unless `open_for_generation` leaves the last answer open."""
-    segments = joined(template.segments(conversation, open_for_generation=open_for_generation))
+    """Ids, loss mask and picture places; for training, unless `open_for_generation` leaves the last answer open.
+
+    Raises:
+        RenderError: the conversation does not fit the template, has nothing to learn, or the tokenizer cannot write it.
+    """
+    speaking = spoken(template, tokenizer)
+    segments = joined(speaking.segments(conversation, open_for_generation=open_for_generation))
     if not open_for_generation and not any(_teaches(segment) for segment in segments):
         raise RenderError(
             f"{sample_name(conversation)}: nothing to learn: 0 of {len(conversation.turns)} turns hold an answer with "
             "text other than spaces; remove the sample"
         )
     try:
-        return _encode(segments, tokenizer)
+        return _encode(segments, tokenizer, POLICIES[speaking.labels])
     except RenderError as error:
         raise RenderError(f"{sample_name(conversation)}: {error}") from error
 
 
-def joined(segments: Iterable[Segment]) -> list[Segment]:
-    """Join neighbouring texts that are both learned or both not, and drop empty ones.
-
-    The question and the words of the template around it tokenise as one text, as in the reference implementations.
-    """
-    result: list[Segment] = []
-    for segment in segments:
-        last = result[-1] if result else None
-        if isinstance(segment, Text) and not segment.text:
-            continue
-        if isinstance(segment, Text) and isinstance(last, Text) and segment.supervised == last.supervised:
-            result[-1] = Text(last.text + segment.text, last.supervised)
-        else:
-            result.append(segment)
-    return result
-
-
 def _teaches(segment: Segment) -> bool:
-    return isinstance(segment, Text) and segment.supervised and bool(segment.text.strip())
+    return isinstance(segment, Text) and segment.part == "answer" and bool(segment.text.strip())
 
 
-def _encode(segments: list[Segment], tokenizer: Tokenizer) -> Rendered:
+def _encode(segments: list[Segment], tokenizer: Tokenizer, policy: Policy) -> Rendered:
     ids: list[int] = []
     supervised: list[bool] = []
     media: list[tuple[int, Medium]] = []
+    everywhere = policy.everywhere(tokenizer)
     follows_text = False
     for segment in segments:
         match segment:
             case Media(medium):
                 media.append((len(ids), medium))
+                new: list[int] = []
             case Opening():
-                ids += tokenizer.opening_ids
+                new = list(tokenizer.opening_ids)
             case Control(token):
-                ids.append(tokenizer.control(token))
+                new = [tokenizer.control(token)]
             case Text(text):
-                ids += tokenizer.encode(text, follows_text=follows_text)
-        learned = isinstance(segment, Text | Control) and segment.supervised
-        supervised += [learned] * (len(ids) - len(supervised))
+                new = tokenizer.encode(text, follows_text=follows_text)
+        learned = not isinstance(segment, Media) and segment.part in policy.parts
+        supervised += [learned or token in everywhere for token in new]
+        ids += new
         follows_text = isinstance(segment, Text)
     return Rendered(tuple(ids), tuple(supervised), tuple(media))

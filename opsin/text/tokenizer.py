@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are not (yet) a character."""
 
@@ -29,6 +30,7 @@ class Tokenizer:
     """A Hugging Face tokenizer, read from its files; make one with `Tokenizer.load`.
 
     `opening_ids` is what the tokenizer itself puts before any text: the beginning-of-text token or nothing.
+    `chat_template` is the Jinja text that comes with it, and `named_tokens` are the tokens that this text can name.
     """
 
     control_ids: frozenset[int]
@@ -37,6 +39,8 @@ class Tokenizer:
     pad_id: int | None
     vocab_size: int
     opening_ids: tuple[int, ...]
+    chat_template: str | None = field(repr=False)
+    named_tokens: dict[str, str] = field(repr=False)
     _controls: dict[str, int] = field(repr=False)
     _original: Backend = field(repr=False, compare=False)
     _text: Backend = field(repr=False, compare=False)
@@ -45,7 +49,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Read `tokenizer.json` and, if there is one, `tokenizer_config.json`."""
+        """Read `tokenizer.json` and, if there are any, `tokenizer_config.json` and `chat_template.jinja`."""
         files = _read_files(directory)
         spec = _parse(directory / TOKENIZER_FILE, files[TOKENIZER_FILE])
         if "model" not in spec:
@@ -68,12 +72,19 @@ class Tokenizer:
             pad_id=ids["pad_token"],
             vocab_size=max(every_id.values(), default=-1) + 1,
             opening_ids=_opening_ids(config, ids["bos_token"], original, control_ids),
+            chat_template=_chat_template(files, config),
+            named_tokens=_named_tokens(config),
             _controls=controls,
             _original=original,
             _text=_backend(text_spec, directory),
             _continuation=None if continuation_spec is None else _backend(continuation_spec, directory),
             _files=files,
         )
+
+    @property
+    def control_names(self) -> tuple[str, ...]:
+        """The control tokens, by name."""
+        return tuple(self._controls)
 
     def save(self, directory: Path) -> None:
         """Write the files as they were read, byte for byte."""
@@ -169,7 +180,7 @@ def _read_files(directory: Path) -> dict[str, bytes]:
             f"{directory}: {TOKENIZER_FILE} is missing ({listing}); opsin reads fast tokenizers only: "
             "save one with transformers' AutoTokenizer.save_pretrained"
         )
-    names = [name for name in (TOKENIZER_FILE, CONFIG_FILE) if (directory / name).is_file()]
+    names = [name for name in (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE) if (directory / name).is_file()]
     return {name: (directory / name).read_bytes() for name in names}
 
 
@@ -197,6 +208,21 @@ def _named_token(config: dict[str, Any], name: str) -> str | None:
     token = config.get(name)
     content = token.get("content") if isinstance(token, dict) else token
     return None if content is None else str(content)
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    found = {name: _named_token(config, name) for name in names}
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str | None:
+    if TEMPLATE_FILE in files:
+        return files[TEMPLATE_FILE].decode("utf-8", errors="replace")
+    value = config.get("chat_template")
+    if isinstance(value, list):  # several by name; transformers uses the one called default
+        value = next((v.get("template") for v in value if isinstance(v, dict) and v.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
 
 
 def _every_id(spec: Spec) -> dict[str, int]:

@@ -19,26 +19,31 @@ CORPUS = [
 ] * 4
 
 CHATML_CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>")
+LLAMA_3_CONTROLS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 LLAMA_CONTROLS = ("<s>", "</s>")
 WORD_CONTROLS = ("[BOS]", "[EOS]", "[PAD]")
 
 
 def chatml_tokenizer_dir(tmp_path: Path) -> Path:
     """Byte-level BPE with ChatML's control tokens, a tool mark that is not special, and a token of spaces."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        initial_alphabet=sorted(alphabet),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     backend.add_tokens([AddedToken("<tool_call>", normalized=False), AddedToken("    ", normalized=False)])
     config = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>"}}
     return _saved(backend, config, tmp_path / "chatml")
+
+
+def qwen_vl_tokenizer_dir(tmp_path: Path) -> Path:
+    """As ChatML's, with the marks around pictures."""
+    backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"])
+    return _saved(backend, {"eos_token": "<|im_end|>"}, tmp_path / "qwen_vl")
+
+
+def llama_3_tokenizer_dir(tmp_path: Path) -> Path:
+    """Byte-level BPE with Llama 3's control tokens; it puts the first of them before every text."""
+    backend = _byte_level(list(LLAMA_3_CONTROLS))
+    begin = LLAMA_3_CONTROLS[0]
+    backend.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
+    return _saved(backend, {"bos_token": begin, "eos_token": "<|eot_id|>"}, tmp_path / "llama_3")
 
 
 def llama_tokenizer_dir(tmp_path: Path) -> Path:
@@ -97,6 +102,18 @@ def whole_word_bpe_dir(tmp_path: Path) -> Path:
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
     backend.add_special_tokens(["<eos>"])
     return _saved(backend, {"eos_token": "<eos>"}, tmp_path / "whole_word")
+
+
+def _byte_level(special_tokens: list[str]) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=sorted(alphabet), special_tokens=special_tokens, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return backend
 
 
 def _saved(backend: Tokenizer, config: dict[str, Any], folder: Path) -> Path:

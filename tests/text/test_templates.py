@@ -46,7 +46,7 @@ def written(segments: list[Segment]) -> str:
 
 
 def learned(segments: list[Segment]) -> str:
-    return written([s for s in segments if isinstance(s, Text | Control) and s.supervised])
+    return written([s for s in segments if isinstance(s, Text | Control) and s.part in {"answer", "end"}])
 
 
 def test_vicuna_prompt_is_llavas() -> None:
@@ -101,9 +101,9 @@ def test_a_system_turn_wins_over_the_templates_own(template: Template) -> None:
 def test_plain_is_picture_caption_newline() -> None:
     sample = conversation(("user", [PICTURE, "Give a brief caption."]), ("assistant", "a dog"))
     assert Plain().segments(sample) == [
-        Opening(), Media(PICTURE), Text("a dog", supervised=True), Text("\n", supervised=True)
+        Opening(), Media(PICTURE), Text("a dog", "answer"), Text("\n", "answer")
     ]  # fmt: skip
-    assert Plain().segments(sample, open_for_generation=True)[2:] == [Text("a dog", supervised=True)]
+    assert Plain().segments(sample, open_for_generation=True)[2:] == [Text("a dog", "answer")]
 
 
 @pytest.mark.parametrize("template", [VicunaV1(), ChatML()])
