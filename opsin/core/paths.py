@@ -6,9 +6,9 @@ Validation with `context={"folder": Path}` anchors and checks them; without it (
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from opsin.core.errors import OpsinError
 from opsin.core.files import expanded
@@ -38,8 +38,30 @@ def _folder(path: Path, info: ValidationInfo) -> Path:
     return path
 
 
+def matching(path: Path) -> list[Path]:
+    """The file, or, if it is a pattern (`*`, `?`, `[...]`), the files that match it, sorted; itself if none does."""
+    if path.exists() or not set("*?[") & set(str(path)):
+        return [path]
+    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return sorted(one for one in found if one.is_file()) or [path]
+
+
+def _files(paths: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
+    anchored = [_anchored(path, info) for path in paths]
+    if not all(checked for _, checked in anchored):
+        return paths
+    return tuple(_file(one, info) for path, _ in anchored for one in matching(path))
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
 ExistingFile = Annotated[Path, AfterValidator(_file)]
 """A path to a file that must be there."""
 
 ExistingFolder = Annotated[Path, AfterValidator(_folder)]
 """A path to a folder that must be there."""
+
+ExistingFiles = Annotated[tuple[Path, ...], BeforeValidator(_listed), AfterValidator(_files), Field(min_length=1)]
+"""Files that must be there: a path, a pattern, or a list of them."""

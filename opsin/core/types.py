@@ -38,22 +38,38 @@ PLACEHOLDER_ID = 0
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """Where something lies inside a larger file: `length` bytes from `offset`, while the file has these facts."""
+
+    name: str
+    offset: int
+    length: int
+    file_bytes: int
+    file_mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A reference to an image, opened late and safely (`opsin.vision.picture`).
 
-    Exactly one of `path` and `data` is set.
+    Exactly one of `path` and `data` is set; `member` says that the image is only a part of the file at `path`.
     """
 
     path: Path | None = None
     data: bytes | None = field(default=None, repr=False)
+    member: Member | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.data is None):
             raise ValueError("a Picture is either a path or bytes, exactly one of them")
+        if self.member is not None and self.path is None:
+            raise ValueError("a Picture that is a member needs the path of its file")
 
     @property
     def name(self) -> str:
         """What to call the picture in messages."""
+        if self.member is not None:
+            return f"{self.path}:{self.member.name}"
         return str(self.path) if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
 

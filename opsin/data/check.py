@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 from opsin.core.errors import DataError, OpsinError
-from opsin.core.types import Clip, Conversation, Medium
+from opsin.core.types import Clip, Conversation, Medium, Picture
+from opsin.data.parquet_file import ParquetFile
 from opsin.data.record_file import Counts
 from opsin.data.records import BadRecord, read_records
+from opsin.data.science_qa import ScienceQA
 from opsin.data.sources import LlavaFile, MessagesFile, Source
+from opsin.data.tar_shards import TarShards
 from opsin.text.templates import ordered_turns, sample_name
 from opsin.vision.picture import open_picture, picture_size
 from opsin.vision.video import read_frames, video_facts
 
-Kind = Literal["record", "turns", "picture", "video"]
+Kind = Literal["record", "ids", "turns", "picture", "video"]
 Progress = Callable[[int], None]
 
 
@@ -44,13 +47,19 @@ class Checked:
 
 
 def source_of(path: Path, image_root: Path | None = None) -> Source:
-    """The format of a file, told by its first record that can be read.
+    """The format of a file, told by its name, or by its first record that can be read.
 
     Raises:
         DataError: it has no record that tells.
     """
     if not path.is_file():
         raise DataError([f"{path}: no such file; correct the path"])
+    if path.suffix == ".parquet":
+        return ParquetFile(path=path, image_root=image_root)
+    if path.suffix == ".tar":
+        return TarShards(shards=(path,))
+    if path.name == "problems.json" and path.with_name("pid_splits.json").is_file():
+        return ScienceQA(path=path, image_root=image_root)
     for record in read_records(path):
         if isinstance(record, BadRecord) or not isinstance(record.value, dict):
             continue
@@ -62,35 +71,85 @@ def source_of(path: Path, image_root: Path | None = None) -> Source:
 
 
 def check(source: Source, *, decode: bool = False, on_progress: Progress = lambda _done: None) -> Checked:
-    """Read a file through: its records, the order of its turns, and the header of every medium.
+    """Read a file through: its records, their ids, the order of its turns, and the header of every medium.
 
     `decode` also decodes every picture whole, and the first and last frame of every video: slow, but it finds what is
     damaged behind its header.
     """
     counts: Counts = Counter()
     problems: list[Problem] = []
-    seen: dict[Medium, Problem | None] = {}
+    seen = _Seen(decode=decode)
+    ids = _Ids()
     try:
         for done, conversation in enumerate(source.conversations(counts), start=1):
-            problems += _problems(conversation, seen, decode=decode)
+            ids.add(conversation)
+            problems += _problems(conversation, seen)
             on_progress(done)
     except DataError as error:
         problems += [Problem("record", text) for text in error.problems]
+    if ids.first:
+        counts["repeated ids"] = ids.repeated
+        problems.append(Problem("ids", ids.problem()))
     return Checked(source.path, counts, tuple(sorted(problems, key=lambda problem: _line(problem.text, source.path))))
 
 
-def _problems(conversation: Conversation, seen: dict[Medium, Problem | None], *, decode: bool) -> Sequence[Problem]:
+class _Ids:
+    """Ids that were there before. Only their hashes are kept: the memory is some tens of bytes a record."""
+
+    def __init__(self) -> None:
+        self.first = ""
+        self.repeated = 0
+        self._hashes: set[int] = set()
+
+    def add(self, conversation: Conversation) -> None:
+        """Take note of an id."""
+        key = hash(conversation.id)
+        if key in self._hashes:
+            self.first = self.first or sample_name(conversation)
+            self.repeated += 1
+        self._hashes.add(key)
+
+    def problem(self) -> str:
+        """What to say of them: once for a file, since in some published sets most ids are repeated."""
+        return (
+            f"{self.first} an earlier record has this id; in all {self.repeated:,} ids are repeated. "
+            "Messages and reports name samples by their ids: make them differ"
+        )
+
+
+def _problems(conversation: Conversation, seen: _Seen) -> Sequence[Problem]:
     found = []
     try:
         ordered_turns(conversation, open_for_generation=False)
     except OpsinError as error:
         found.append(Problem("turns", str(error)))
     for medium in conversation.media:
-        if medium not in seen:  # a file that many records use is opened once
-            seen[medium] = _medium(medium, decode=decode)
-        if (problem := seen[medium]) is not None:
+        if (problem := seen.problem(medium)) is not None:
             found.append(Problem(problem.kind, f"{sample_name(conversation)} {problem.text}"))
     return found
+
+
+class _Seen:
+    """Media that were opened, so that a file that many records use is opened once. Of good ones the hash is kept."""
+
+    def __init__(self, *, decode: bool) -> None:
+        self._decode = decode
+        self._good: set[int] = set()
+        self._bad: dict[Medium, Problem] = {}
+
+    def problem(self, medium: Medium) -> Problem | None:
+        """What is wrong with a medium."""
+        if isinstance(medium, Picture) and medium.data is not None:  # its bytes belong to this record alone
+            return _medium(medium, decode=self._decode)
+        if hash(medium) in self._good:
+            return None
+        if medium not in self._bad:
+            problem = _medium(medium, decode=self._decode)
+            if problem is None:
+                self._good.add(hash(medium))
+                return None
+            self._bad[medium] = problem
+        return self._bad[medium]
 
 
 def _medium(medium: Medium, *, decode: bool) -> Problem | None:
@@ -113,6 +172,6 @@ def _medium(medium: Medium, *, decode: bool) -> Problem | None:
 
 
 def _line(text: str, path: Path) -> int:
-    """The line number that a problem begins with."""
-    head = text.removeprefix(f"{path}:").split(":", 1)[0]
-    return int(head) if head.isdigit() else 0
+    """The number of the line or row that a problem begins with."""
+    head = text.removeprefix(f"{path}:").split(":", 1)[0].removeprefix("row ")
+    return int(head) if head.isdecimal() and len(head) < 20 else 0

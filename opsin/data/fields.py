@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from opsin.core.types import Role
+from opsin.core.types import Picture, Role
+
+Named = str | Picture
+"""A medium of a record: its path, or a picture that the reader has found already."""
 
 
 class RecordError(Exception):
@@ -43,8 +46,8 @@ def string(fields: dict[str, Any], key: str, name: str) -> str:
     return whole(value, name)
 
 
-def paths_of(fields: dict[str, Any], keys: tuple[str, str]) -> list[str]:
-    """Paths under the first of `keys` (its singular and its plural) that is there: none, one, or a list."""
+def media_of(fields: dict[str, Any], keys: tuple[str, str]) -> list[Named]:
+    """Media under the first of `keys` (its singular and its plural) that is there: none, one, or a list."""
     present = [key for key in keys if fields.get(key) is not None]
     if len(present) > 1:
         raise RecordError(f"has both {present[0]!r} and {present[1]!r}; keep one of them")
@@ -53,9 +56,9 @@ def paths_of(fields: dict[str, Any], keys: tuple[str, str]) -> list[str]:
     value = fields[present[0]]
     names = value if isinstance(value, list) else [value]
     for name in names:
-        if not isinstance(name, str):
+        if not isinstance(name, Named):
             raise RecordError(f"{present[0]!r} must be a path or a list of paths, got {shown(name)}")
-    return [whole(name, f"a path of {present[0]!r}") for name in names]
+    return [whole(name, f"a path of {present[0]!r}") if isinstance(name, str) else name for name in names]
 
 
 def whole(text: str, name: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from opsin.core.types import Clip, Picture
-from opsin.data.fields import RecordError
+from opsin.data.fields import Named, RecordError
 from opsin.vision.picture import MAX_BYTES
 
 
@@ -20,21 +20,23 @@ class MediaRoot:
     folder: Path
     allow_outside: bool = False
 
-    def pictures(self, names: Iterable[str]) -> list[Picture]:
+    def pictures(self, names: Iterable[Named]) -> list[Picture]:
         """Pictures, by their paths.
 
         Raises:
             RecordError: with every path that cannot be used.
         """
-        return [Picture(path=path) for path in self._files(names, "image")]
+        names = list(names)
+        files = iter(self._files([name for name in names if isinstance(name, str)], "image"))
+        return [name if isinstance(name, Picture) else Picture(path=next(files)) for name in names]
 
-    def clips(self, names: Iterable[str]) -> list[Clip]:
+    def clips(self, names: Iterable[Named]) -> list[Clip]:
         """Video files, by their paths.
 
         Raises:
             RecordError: with every path that cannot be used.
         """
-        return [Clip(path=path) for path in self._files(names, "video")]
+        return [Clip(path=path) for path in self._files([str(name) for name in names], "video")]
 
     def picture(self, name: str) -> Picture | str:
         """The picture, or what is wrong with its path."""

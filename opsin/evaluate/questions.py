@@ -64,7 +64,7 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
     questions: list[Question] = []
     problems: list[str] = []
     for record in read_records(path):
-        where = f"{path}:{record.line}"
+        where = record.where
         found = _question(record, where, images)
         if isinstance(found, Question):
             questions.append(found)

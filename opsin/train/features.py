@@ -21,6 +21,7 @@ from opsin.data.example import Preparation, Seen
 from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
 from opsin.vision.any_res import AnyRes
+from opsin.vision.picture import picture_bytes
 
 Progress = Callable[[int, int], None]
 """Told (media done, media to do)."""
@@ -48,10 +49,9 @@ def medium_digest(medium: Medium) -> str:
     """Names a picture or clip by its bytes."""
     if isinstance(medium, Clip) and medium.path is None:
         return sha256_bytes("\n".join(map(medium_digest, medium.frames)).encode())
-    if isinstance(medium, Picture) and medium.data is not None:
-        return sha256_bytes(medium.data)
-    digest = sha256_file(Path(medium.path or ""))
-    return f"{digest} {medium.taken}" if isinstance(medium, Clip) else digest
+    if isinstance(medium, Picture):
+        return sha256_bytes(picture_bytes(medium))
+    return f"{sha256_file(Path(medium.path or ''))} {medium.taken}"
 
 
 class FeatureCache:

@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from opsin.core.errors import PictureError
-from opsin.core.types import Picture
+from opsin.core.types import Member, Picture
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 20_000_000
@@ -57,15 +60,67 @@ def _open_stream(picture: Picture) -> BinaryIO:
         raise PictureError(f"{path}: cannot be read ({reason})") from None
     if not stat.S_ISREG(facts.st_mode):  # a FIFO would block for ever
         raise PictureError(f"{path}: not a regular file")
-    size = facts.st_size
+    member = picture.member
+    if member is not None and (facts.st_size, facts.st_mtime_ns) != (member.file_bytes, member.file_mtime_ns):
+        raise PictureError(f"{picture.name}: the file has changed since it was indexed; start again with files at rest")
+    size = facts.st_size if member is None else member.length
     if size == 0:
-        raise PictureError(f"{path}: the file is empty (0 bytes)")
+        raise PictureError(f"{picture.name}: the file is empty (0 bytes)")
     if size > MAX_BYTES:
-        raise PictureError(f"{path}: {size:,} bytes; the limit is {MAX_BYTES:,}")
+        raise PictureError(f"{picture.name}: {size:,} bytes; the limit is {MAX_BYTES:,}")
     try:
-        return path.open("rb")
+        file = path.open("rb")
     except OSError as error:
         raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
+    return file if member is None else io.BufferedReader(_Part(file, member))
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file of its own, so that a header is read without the pixels behind it."""
+
+    def __init__(self, file: BinaryIO, member: Member) -> None:
+        self._file = file
+        self._member = member
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._member.length}[whence]
+        if start + offset < 0:
+            raise OSError("before the start of the file")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._member.length - self._at))
+        self._file.seek(self._member.offset + self._at)
+        data = self._file.read(count)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def picture_bytes(picture: Picture) -> bytes:
+    """The encoded picture as it is stored.
+
+    Raises:
+        PictureError: the picture cannot be opened, or is too large.
+    """
+    with _open_stream(picture) as stream:
+        return stream.read()
 
 
 def check_size(name: str, height: int, width: int) -> None:

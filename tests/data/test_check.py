@@ -39,7 +39,7 @@ def data_file(folder: Path) -> Path:
         said("Hi", "Hello"),
     ]
     path = folder / "data.jsonl"
-    lines = [json.dumps(record) for record in records]
+    lines = [json.dumps(record | {"id": f"s{number}"}) for number, record in enumerate(records, start=1)]
     lines.insert(3, '{"id": "cut",')
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -58,10 +58,10 @@ def test_every_problem_is_listed_in_the_order_of_the_file_with_its_kind(tmp_path
     ]
     assert found.kinds == {"record": 2, "picture": 2, "turns": 1, "video": 1}
     assert found.counts["conversations"] == 7
-    assert f"{path}:3: (s2) {tmp_path / 'page.png'}: not a readable image" in found.problems[1].text
+    assert f"{path}:3: (s3) {tmp_path / 'page.png'}: not a readable image" in found.problems[1].text
     deep = check(source_of(path), decode=True)
     assert [p.text for p in deep.problems if p not in found.problems] == [
-        f"{path}:8: (s2) {tmp_path / 'cut.png'}: the file is damaged or cut short; it cannot be decoded"
+        f"{path}:8: (s7) {tmp_path / 'cut.png'}: the file is damaged or cut short; it cannot be decoded"
     ]
 
 
