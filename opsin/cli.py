@@ -196,6 +196,32 @@ def train(
     typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else f"checkpoint  {checkpoint}")
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes: stages.0.batch_tokens=8192")] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-3, help="Tokens per second, to say how long it takes.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, max=4096, help="Processes that share the packs of a step.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Say what a recipe will cost: tokens, packs, steps, memory, refused samples. Nothing is trained."""
+    from opsin.train.recipe import load_recipe
+
+    value = load_recipe(recipe, overrides or [])
+    Console(stderr=True).print("loading libraries", style="dim")
+    from opsin.train.outlook import look_ahead
+    from opsin.train.outlook_table import lines
+
+    stages = look_ahead(value, ranks)
+    if as_json:
+        typer.echo(json.dumps([stage.as_dict() for stage in stages]))
+    else:
+        for line in lines(stages, rate):
+            typer.echo(printable(line))
+    if any(stage.refused for stage in stages):
+        raise typer.Exit(FAILED)
+
+
 data = typer.Typer(name="data", help="Look into data files.", no_args_is_help=True)
 app.add_typer(data)
 

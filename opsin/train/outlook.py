@@ -1,0 +1,156 @@
+"""What a recipe will cost, before anything is trained: samples, tokens, packs, steps, memory, and what is refused.
+
+Everything about data is exact, since it is read from the same examples and packs that training takes; nothing is
+decoded. Memory is an estimate, part by part, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from opsin.checkpoint.filling import weightless
+from opsin.core.errors import DataError
+from opsin.core.types import Example
+from opsin.data.plan import Pack
+from opsin.model.loss import CHUNK_LOGITS
+from opsin.model.vlm import Vlm
+from opsin.text.tokenizer import Tokenizer
+from opsin.train.data import StageData, plan_steps, read_stage
+from opsin.train.optimiser import PARTS, prepare_parts, store_parts
+from opsin.train.recipe import Recipe, Stage
+
+COSTLIEST = 5
+BINS = 10
+TRAINED_BYTES = 4 + 4 + 8
+"""Of a trained weight: itself, its gradient, AdamW's two moments, all in float32."""
+
+ACTIVATION_BYTES = 34
+"""Of a token in a layer, in channels of the language model's width (arXiv 2205.05198, without attention scores)."""
+
+
+@dataclass(frozen=True)
+class Costly:
+    """One of the most expensive samples."""
+
+    sample: str
+    tokens: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class StageOutlook:
+    """What a stage will do. `histogram` counts samples by length, up to each of `edges` (tokens).
+
+    `efficiency` is the share of the packs' token budgets that is filled; `balance` how much more than the mean the
+    busiest of `ranks` processes has to do in a step, in tokens and in patches; `memory` bytes by part.
+    """
+
+    name: str
+    samples: int
+    packs: int
+    steps: int
+    tokens: int
+    visual: int
+    supervised: int
+    patches: int
+    efficiency: float
+    edges: tuple[int, ...]
+    histogram: tuple[int, ...]
+    costliest: tuple[Costly, ...]
+    balance: tuple[float, float]
+    memory: dict[str, int]
+    refused: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def look_ahead(recipe: Recipe, ranks: int = 1) -> list[StageOutlook]:
+    """Read, render and pack every stage; what would be refused is listed instead of raised.
+
+    Raises:
+        DataError: a stage has no sample that could be trained on.
+    """
+    tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
+    return [_outlook(recipe, stage, tokenizer, ranks) for stage in recipe.stages]
+
+
+def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int) -> StageOutlook:
+    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
+    refused = list(data.skipped)
+    try:
+        steps = plan_steps(data, stage, recipe.seed)
+    except DataError as error:  # samples over a pack's budget
+        return _summary(recipe, stage, data, [], ranks, (*refused, *error.problems))
+    return _summary(recipe, stage, data, steps, ranks, tuple(refused))
+
+
+def _summary(
+    recipe: Recipe,
+    stage: Stage,
+    data: StageData,
+    steps: Sequence[tuple[Pack, ...]],
+    ranks: int,
+    refused: tuple[str, ...],
+) -> StageOutlook:
+    packs = [pack for step in steps for pack in step]
+    lengths = np.array([example.num_tokens for example in data.examples])
+    histogram, edges = np.histogram(lengths, bins=min(BINS, max(1, len(set(lengths.tolist())))))
+    visual = [int(example.visual_T.sum()) for example in data.examples]
+    return StageOutlook(
+        name=stage.name,
+        samples=len(data.examples),
+        packs=len(packs),
+        steps=len(steps),
+        tokens=sum(pack.tokens for pack in packs),
+        visual=sum(visual[i] for pack in packs for i in pack.samples),
+        supervised=sum(pack.supervised for pack in packs),
+        patches=sum(pack.patches for pack in packs),
+        efficiency=sum(pack.tokens for pack in packs) / (len(packs) * stage.batch_tokens) if packs else 0.0,
+        edges=tuple(int(edge) for edge in edges[1:]),
+        histogram=tuple(int(count) for count in histogram),
+        costliest=_costliest(data.examples),
+        balance=(_imbalance(steps, ranks, "tokens"), _imbalance(steps, ranks, "patches")),
+        memory=memory(recipe, stage),
+        refused=refused,
+    )
+
+
+def _costliest(examples: Sequence[Example]) -> tuple[Costly, ...]:
+    most = sorted(examples, key=lambda example: (-example.num_tokens, example.id))[:COSTLIEST]
+    return tuple(Costly(f"{e.where or 'sample'}: ({e.id})", e.num_tokens, e.num_patches) for e in most)
+
+
+def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> float:
+    """Mean over the steps of (the busiest rank's cost / the mean cost - 1), packs dealt out in turn."""
+    found = []
+    for step in steps:
+        loads = [sum(getattr(pack, cost) for pack in step[rank::ranks]) for rank in range(ranks)]
+        if sum(loads):
+            found.append(max(loads) * ranks / sum(loads) - 1)
+    return float(np.mean(found)) if found else 0.0
+
+
+def memory(recipe: Recipe, stage: Stage) -> dict[str, int]:
+    """Bytes by part: weights with what training keeps of them, activations of one pack, logits held at a time."""
+    with weightless():
+        model = Vlm(recipe.composition, weights=False)
+    store_parts(model, recipe.stages, recipe.precision)
+    prepare_parts(model, stage)
+    found: dict[str, int] = {}
+    for part in PARTS:
+        parameters = list(model.part(part).parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+        found[part] = trained * TRAINED_BYTES + frozen
+    width = 2 if recipe.precision == "bf16" else 4
+    # Even under a frozen language model gradients pass through to the connector, and need its activations.
+    layers = len(model.decoder.layers)
+    found["activations"] = stage.batch_tokens * layers * model.decoder.width * ACTIVATION_BYTES * width // 2
+    found["logits"] = 2 * 4 * CHUNK_LOGITS
+    return found
