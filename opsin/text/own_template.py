@@ -180,8 +180,8 @@ class OwnTemplate:
             *before, asking = prompt
             if whole[: len(before)] != before or not whole[len(before)].startswith(asking):
                 raise _refusal(
-                    f"it asks for answer {(len(before) + 1) // 2} with {asking!r} and trains on {whole[len(before)]!r}; "
-                    "a model would be asked otherwise than it was taught"
+                    f"it asks for answer {(len(before) + 1) // 2} with {asking!r} and trains on "
+                    f"{whole[len(before)]!r}; a model would be asked otherwise than it was taught"
                 )
         for index in range(2 + has_system, len(whole), 2):
             self._ended(whole[index])
