@@ -69,16 +69,15 @@ def _open_stream(picture: Picture) -> BinaryIO:
     if size > MAX_BYTES:
         raise PictureError(f"{picture.name}: {size:,} bytes; the limit is {MAX_BYTES:,}")
     try:
-        file = path.open("rb")
+        return path.open("rb") if member is None else io.BufferedReader(_Part(path.open("rb", buffering=0), member))
     except OSError as error:
         raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
-    return file if member is None else io.BufferedReader(_Part(file, member))
 
 
 class _Part(io.RawIOBase):
     """A part of a file as a file of its own, so that a header is read without the pixels behind it."""
 
-    def __init__(self, file: BinaryIO, member: Member) -> None:
+    def __init__(self, file: io.FileIO, member: Member) -> None:
         self._file = file
         self._member = member
         self._at = 0
@@ -101,12 +100,10 @@ class _Part(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._member.length - self._at))
         self._file.seek(self._member.offset + self._at)
-        data = self._file.read(count)
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        count = self._file.readinto(view[: max(0, self._member.length - self._at)]) or 0
+        self._at += count
+        return count
 
     def close(self) -> None:
         self._file.close()
