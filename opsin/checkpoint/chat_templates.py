@@ -111,6 +111,11 @@ def jinja(template: Template, family: Family) -> str:
     return lines + _rest(template, family)
 
 
+def told(template: Template) -> Template:
+    """What a directory tells of a template: all but what training learns of it."""
+    return template.model_copy(update={"labels": "answer_only"}) if isinstance(template, ChatML) else template
+
+
 def _around(template: ChatTemplate) -> tuple[str, str]:
     if isinstance(template, ChatML) and template.around_picture is not None:
         return template.around_picture

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from opsin.checkpoint.chat_templates import read_template
+from opsin.checkpoint.chat_templates import read_template, told
 from opsin.checkpoint.compare import TOLERANCE, Comparison, ask, compare
 from opsin.checkpoint.filling import fill, shapes_of, weightless
 from opsin.checkpoint.hub_files import pinpoints_of
@@ -86,7 +86,7 @@ def _check_tensors(model: Vlm, again: Vlm) -> None:
 def _check_config(model: Vlm, again: Vlm, folder: Path) -> None:
     """Every value that decides a logit, a pixel or a token id."""
     ours, theirs = _facts(model), _facts(again)
-    ours["template"], theirs["template"] = model.config.template, read_template(folder)
+    ours["template"], theirs["template"] = told(model.config.template), read_template(folder)
     ours["clips"] = {"mean": ours["encoder"]["mean"], "std": ours["encoder"]["std"]}
     clips = read_preprocessor(folder, "video")
     theirs["clips"] = {"mean": clips.image_mean, "std": clips.image_std}

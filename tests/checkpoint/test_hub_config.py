@@ -8,7 +8,7 @@ from opsin.checkpoint.chat_templates import jinja
 from opsin.checkpoint.load import read_model_config
 from opsin.core.errors import CheckpointError, ModelError
 from opsin.model.encoder_values import CLIP_MEAN, HALF, ClipEncoder, NativeVitEncoder, SiglipEncoder
-from opsin.text.templates import QWEN_SYSTEM, ChatML, Mistral, VicunaV1
+from opsin.text.templates import QWEN_SYSTEM, ChatML, Llama2, Llama3, Mistral, VicunaV1
 from opsin.vision.any_res import NEXT_PINPOINTS, ONEVISION_PINPOINTS, AnyRes
 from opsin.vision.native import Native
 from opsin.vision.positions import MRope, Sequential
@@ -191,7 +191,12 @@ def test_colours_come_from_the_preprocessor_also_inside_of_the_processor(checkpo
         ChatML(),
         ChatML(system="S"),
         ChatML(system="S", around_picture=("<|im_start|>", 'it\'s "one"')),
+        ChatML(system="S", after_mark=""),
         Mistral(),
+        Llama2(),
+        Llama3(),
+        Llama3(system="S"),
+        VicunaV1(image_tags=True),
     ],
 )
 def test_a_template_that_opsin_wrote_is_recognised(checkpoint: Callable[..., Path], template: Any) -> None:

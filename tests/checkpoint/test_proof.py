@@ -14,7 +14,7 @@ from opsin.checkpoint.load import load
 from opsin.checkpoint.model import Loaded
 from opsin.cli import app
 from opsin.core.errors import ModelError
-from opsin.text.templates import ChatML, Mistral, VicunaV1
+from opsin.text.templates import ChatML, FromTokenizer, Llama2, Mistral, VicunaV1
 from opsin.text.tokenizer import Tokenizer
 from opsin.vision.sampling import EvenFrames
 from tests.support.hub import FAMILIES, hub_dir, merged, read, tokenizer_dir
@@ -198,7 +198,10 @@ def test_how_frames_are_taken_is_a_note(tmp_path: Path) -> None:
         ("llava", VicunaV1(system='Say "\\" or \U0001f600.\nAlways.')),
         ("llava_onevision", ChatML(system="\U0001f600 '", around_picture=("<|im_start|>", "<|im_end|>"))),
         ("llava", Mistral()),
+        ("llava", Llama2()),
+        ("llava", VicunaV1(image_tags=True)),
         ("llava_onevision", ChatML()),
+        ("llava_onevision", ChatML(system="S", after_mark="")),
     ],
 )
 def test_templates_are_rendered_by_transformers_as_by_opsin(tmp_path: Path, family: str, template: Any) -> None:
@@ -206,6 +209,27 @@ def test_templates_are_rendered_by_transformers_as_by_opsin(tmp_path: Path, fami
     loaded.model.config = loaded.model.config.model_copy(update={"template": template})
     done = export(loaded, tmp_path / "out")  # which compares prompts with text, pictures, clips and system texts
     assert load(done.path).model.config.template == template
+
+
+def test_what_training_learned_is_not_told(tmp_path: Path) -> None:
+    loaded = loaded_in(tmp_path, "llava_onevision", torch.float32)
+    template = ChatML(labels="llava_next")
+    loaded.model.config = loaded.model.config.model_copy(update={"template": template})
+    assert load(export(loaded, tmp_path / "out").path).model.config.template == ChatML()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (FromTokenizer(), "template 'tokenizer' has no place for pictures in its Jinja text"),
+        (ChatML(number_media=True), "does not number pictures; export without number_media"),
+    ],
+)
+def test_templates_that_cannot_be_written(tmp_path: Path, template: Any, reason: str) -> None:
+    loaded = loaded_in(tmp_path, "llava_onevision", torch.float32)
+    loaded.model.config = loaded.model.config.model_copy(update={"template": template})
+    with pytest.raises(ModelError, match=reason):
+        export(loaded, tmp_path / "out")
 
 
 def test_a_published_mistral_is_exported_by_the_command(tmp_path: Path) -> None:
