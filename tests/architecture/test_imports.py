@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "opsin"
 LAYERS = (
     {"cli", "__main__"},
+    {"commands"},
     {"quickstart"},
     {"serve", "evaluate", "synthesize", "train"},
     {"report", "checkpoint"},

@@ -1,0 +1,1 @@
+"""The commands of `opsin.cli`, by what they are about."""
