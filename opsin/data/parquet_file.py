@@ -29,6 +29,9 @@ class ParquetFile(RecordFile):
 
     `image` or `images` is one of, or a list of: the bytes of a picture, a struct `{bytes, path}` as Hugging Face data
     sets have it, or a path below `image_root`. `video` or `videos` are paths.
+
+    A few rows are read at a time, but a conversation holds its pictures' bytes for as long as it is kept. For more
+    pictures than memory takes there are tar shards, whose pictures stay where they are.
     """
 
     kind: Literal["parquet"] = "parquet"

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
-import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from opsin.core.types import Clip, Picture, Turn
 from opsin.data.check import check, source_of
 from opsin.data.parquet_file import ParquetFile
 from tests.support.damage import CHANGES, mutated, read_through
+from tests.support.memory import growth
 from tests.support.models import draw_picture
 
 if TYPE_CHECKING:
@@ -144,39 +143,25 @@ def test_whatever_happens_to_a_file_is_said_as_data_error(
     assert all(problem.startswith(f"{path}:") for problem in problems)
 
 
-MEASURE = """
-    import resource, sys
-    from collections import Counter
-    from pathlib import Path
-    import pyarrow as pa
-    from pyarrow import parquet
-    from opsin.data.check import check
-    from opsin.data.parquet_file import ParquetFile
-
-    turns = [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "Hello"}]
-    picture = Path(sys.argv[1]).read_bytes() + bytes(4_000)
-
-    def write(path, count):
-        schema = pa.Table.from_pylist([{"id": "0", "conversations": turns, "image": picture}]).schema
-        with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-            for start in range(0, count, 1_000):
-                rows = [{"id": str(start + n), "conversations": turns, "image": picture} for n in range(1_000)]
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-    peaks = []
-    for count in (5_000, 100_000):
-        path = Path(sys.argv[1]).with_name("data.parquet")
-        write(path, count)
-        assert check(ParquetFile(path=path)).counts["pictures"] == count
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    print(peaks[1] - peaks[0])
-"""
-
-
 @pytest.mark.slow
 def test_memory_stays_flat_over_a_hundred_thousand_rows_with_pictures(tmp_path: Path) -> None:
-    picture = draw_picture(tmp_path / "a.png", 1)
-    command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(picture)]
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=250).stdout)
+    draw_picture(tmp_path / "a.png", 1)
+    code = """
+        import pyarrow as pa
+        from pyarrow import parquet
+        from opsin.data.parquet_file import ParquetFile
+
+        turns = [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "Hello"}]
+        row = {"id": "0", "conversations": turns, "image": (folder / "a.png").read_bytes() + bytes(4_000)}
+
+        def written(count):
+            path, schema = folder / "data.parquet", pa.Table.from_pylist([row]).schema
+            with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+                for start in range(0, count, 1_000):
+                    rows = [row | {"id": str(start + number)} for number in range(1_000)]
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            return ParquetFile(path=path)
+    """
+    grown = growth(code, tmp_path)
     assert (tmp_path / "data.parquet").stat().st_size > 400_000_000
-    assert grown < 60_000  # KiB
+    assert grown < 60_000

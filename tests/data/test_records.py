@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +16,7 @@ from opsin.data.check import check
 from opsin.data.records import BadRecord, Record, read_records
 from opsin.data.sources import LlavaFile, MessagesFile
 from tests.support.damage import CHANGES, mutated, read_through
+from tests.support.memory import growth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,37 +159,23 @@ def test_whatever_happens_to_a_file_is_said_as_data_error(
         assert all(problem.startswith(f"{path}:") for problem in problems)
 
 
-MEASURE = """
-    import json, resource, sys
-    from collections import Counter
-    from pathlib import Path
-    from opsin.data.check import check
-    from opsin.data.sources import LlavaFile
-
-    def write(path, count):
-        with path.open("w") as file:
-            file.write("[\\n")
-            for number in range(count):
-                turns = [{"from": "human", "value": "Hi " * 400}, {"from": "gpt", "value": "Hello"}]
-                file.write(",\\n" * bool(number) + json.dumps({"id": str(number), "conversations": turns}))
-            file.write("]")
-
-    path = Path(sys.argv[1]) / "data.json"
-    peaks = []
-    for count in (2_000, 100_000):
-        write(path, count)
-        assert check(LlavaFile(path=path)).counts["conversations"] == count
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    print(peaks[1] - peaks[0])
-"""
-
-
 @pytest.mark.slow
 def test_memory_stays_flat_over_a_hundred_thousand_records_of_a_hundred_megabytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)]
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=250).stdout)
+    code = """
+        from opsin.data.sources import LlavaFile
+
+        def written(count):
+            path = folder / "data.json"
+            turns = [{"from": "human", "value": "Hi " * 400}, {"from": "gpt", "value": "Hello"}]
+            with path.open("w") as file:
+                for number in range(count):
+                    file.write("[,"[number > 0] + "\\n" + json.dumps({"id": str(number), "conversations": turns}))
+                file.write("]")
+            return LlavaFile(path=path)
+    """
+    grown = growth(code, tmp_path)
     assert (tmp_path / "data.json").stat().st_size > 120_000_000
-    assert grown < 30_000  # KiB: the window, and the hashes of the ids
+    assert grown < 30_000  # the window, and the hashes of the ids
 
 
 def test_a_file_that_holds_no_record_yields_none(tmp_path: Path) -> None:

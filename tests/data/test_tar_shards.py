@@ -23,6 +23,7 @@ from opsin.data.tar_shards import TarShards
 from opsin.train.features import medium_digest
 from opsin.vision.picture import PictureSize, open_picture, picture_bytes, picture_size
 from tests.support.damage import CHANGES, mutated, read_through
+from tests.support.memory import growth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -272,3 +273,27 @@ def test_whatever_happens_to_a_shard_is_said_as_data_error(
             open_picture(medium)
         except PictureError as error:
             assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_hundred_thousand_samples_in_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(5))
+    code = """
+        import io, tarfile
+        from opsin.data.tar_shards import TarShards
+
+        turns = [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "Hello"}]
+        members = {"json": json.dumps({"conversations": turns}).encode(), "png": (folder / "a.png").read_bytes()}
+
+        def written(count):
+            for start in range(0, count, 5_000):
+                with tarfile.open(folder / f"{count}-{start:06}.tar", "w") as tar:
+                    for number in range(start, start + 5_000):
+                        for ending, content in members.items():
+                            info = tarfile.TarInfo(f"{number:06}.{ending}")
+                            info.size = len(content)
+                            tar.addfile(info, io.BytesIO(content))
+                        tar.members = []
+            return TarShards(shards=(folder / f"{count}-*.tar",))
+    """
+    assert growth(code, tmp_path) < 40_000
