@@ -13,10 +13,16 @@ from opsin.text.tokenizer import Tokenizer
 
 
 def preparation(config: ModelConfig, tokenizer: Tokenizer, template: Template | None = None) -> Preparation:
-    """How a model's inputs are prepared; a stage of training may use a template of its own."""
+    """How a model's inputs are prepared; a stage of training may use a template of its own.
+
+    Raises:
+        RenderError: the template is the tokenizer's own, and it has none that can be used.
+    """
+    chosen = template or config.template
+    spoken(chosen, tokenizer)  # refuses before any sample is read
     return Preparation(
         tokenizer=tokenizer,
-        template=template or config.template,
+        template=chosen,
         plan_layout=config.layout,
         positions=config.positions,
         spliced=config.spliced,

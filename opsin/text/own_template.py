@@ -31,6 +31,7 @@ from opsin.text.segments import (
     exchanges,
     ordered_turns,
     part_segments,
+    sample_name,
     text_of,
 )
 
@@ -122,7 +123,7 @@ class OwnTemplate:
     controls: re.Pattern[str]
     around: tuple[str, str] | None
     labels: ClassVar[Labels] = "answer_only"
-    _known: dict[tuple[int, bool], Words] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[int, bool], Words | RenderError] = field(default_factory=dict, repr=False)
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
@@ -133,7 +134,10 @@ class OwnTemplate:
     def segments(self, conversation: Conversation, *, open_for_generation: bool = False) -> list[Segment]:
         """Segments; open for generation, the last answer has no end mark, or none of its text yet."""
         system, turns = ordered_turns(conversation, open_for_generation=open_for_generation)
-        words = self.words((len(turns) + 1) // 2, has_system=system is not None)
+        try:
+            words = self.words((len(turns) + 1) // 2, has_system=system is not None)
+        except RenderError as error:
+            raise RenderError(f"{sample_name(conversation)}: {error}") from error
         between = iter(words.between)
         segments: list[Segment] = []
         if system is not None:
@@ -157,42 +161,49 @@ class OwnTemplate:
         """
         key = (number, has_system)
         if key not in self._known:
-            self._known[key] = self._words(number, has_system=has_system)
-        return self._known[key]
+            try:
+                self._known[key] = self._words(["system"] * has_system + ["user", "assistant"] * number)
+            except RenderError as error:
+                self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, RenderError):
+            raise RenderError(str(known))
+        return known
 
-    def _words(self, number: int, *, has_system: bool) -> Words:
-        roles = ["system"] * has_system + ["user", "assistant"] * number
-        # Every prompt on the way, then the whole.
-        lengths = [*range(1 + has_system, len(roles), 2), len(roles)]
-        runs = []
-        for left, right in EDGES:
-            marks = [f"{left}aZ{secrets.token_hex(8 + 4 * len(left))}{right}" for _ in roles]
-            messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-            requests: list[dict[str, Any]] = [
-                {"messages": messages[:length], "add_generation_prompt": length < len(roles)} for length in lengths
-            ]
-            texts = self._rendered(requests)
-            runs.append([_cut(text, marks[:length], roles) for text, length in zip(texts, lengths, strict=True)])
-        if runs[0] != runs[1]:
+    def _words(self, roles: list[str]) -> Words:
+        first, second = self._runs(roles)
+        if first != second:
             raise _refusal("what it writes depends on what the texts say, or it trims them")
-        *prompts, whole = runs[0]
-        for prompt in prompts:
-            *before, asking = prompt
-            if whole[: len(before)] != before or not whole[len(before)].startswith(asking):
+        *prompts, whole = first
+        for number, (*before, asking) in enumerate(prompts, start=1):
+            trained = whole[len(before)]
+            if whole[: len(before)] != before or not trained.startswith(asking):
                 raise _refusal(
-                    f"it asks for answer {(len(before) + 1) // 2} with {asking!r} and trains on "
-                    f"{whole[len(before)]!r}; a model would be asked otherwise than it was taught"
+                    f"it asks for answer {number} with {asking!r} and trains on {trained!r}; "
+                    "a model would be asked otherwise than it was taught"
                 )
-        for index in range(2 + has_system, len(whole), 2):
-            self._ended(whole[index])
+        for index, role in enumerate(roles, start=1):
+            if role == "assistant":
+                self._ended(whole[index])
         return Words(tuple(whole), tuple(prompt[-1] for prompt in prompts))
 
-    def _rendered(self, requests: list[dict[str, Any]]) -> list[str]:
+    def _runs(self, roles: list[str]) -> list[list[list[str]]]:
+        """For each of two kinds of marks: the words of every prompt on the way to the last answer, then all words."""
+        lengths = [*(index for index, role in enumerate(roles) if role == "assistant"), len(roles)]
+        requests: list[dict[str, Any]] = []
+        marks: list[list[str]] = []
+        for left, right in EDGES:
+            chosen = [f"{left}aZ{secrets.token_hex(8 + 4 * len(left))}{right}" for _ in roles]
+            messages = [{"role": role, "content": mark} for role, mark in zip(roles, chosen, strict=True)]
+            for length in lengths:
+                requests.append({"messages": messages[:length], "add_generation_prompt": length < len(roles)})
+                marks.append(chosen[:length])
         try:
-            return render_all(self.source, self.named, requests)
+            texts = render_all(self.source, self.named, requests)
         except SandboxError as error:
-            roles = ", ".join(message["role"] for message in requests[-1]["messages"])
-            raise _refusal(f"on turns of {roles}: {error}") from error
+            raise _refusal(f"on turns of {', '.join(roles)}: {error}") from error
+        words = [_cut(text, chosen, roles) for text, chosen in zip(texts, marks, strict=True)]
+        return [words[: len(lengths)], words[len(lengths) :]]
 
     def _ended(self, words: str) -> list[Segment]:
         """The words behind an answer; the first control token ends it, spaces before that are still its own."""

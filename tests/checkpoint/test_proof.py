@@ -12,8 +12,9 @@ from opsin.checkpoint import export as module
 from opsin.checkpoint.export import export
 from opsin.checkpoint.load import load
 from opsin.checkpoint.model import Loaded
+from opsin.checkpoint.prepare import preparation
 from opsin.cli import app
-from opsin.core.errors import ModelError
+from opsin.core.errors import ModelError, RenderError
 from opsin.text.templates import ChatML, FromTokenizer, Llama2, Mistral, VicunaV1
 from opsin.text.tokenizer import Tokenizer
 from opsin.vision.sampling import EvenFrames
@@ -245,3 +246,9 @@ def test_the_command_takes_a_template(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out"), "--template", "vicuna_v1"])
     assert done.exit_code == 0, done.output
     assert load(tmp_path / "out").model.config.template == VicunaV1()
+
+
+def test_a_tokenizer_without_a_template_is_refused_before_any_sample(tmp_path: Path) -> None:
+    loaded = loaded_in(tmp_path, "llava", torch.float32)
+    with pytest.raises(RenderError, match="needs a tokenizer with a chat template, this one has none"):
+        preparation(loaded.model.config, loaded.tokenizer, FromTokenizer())
