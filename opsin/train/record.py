@@ -69,7 +69,8 @@ def _recipe_digest(recipe: Recipe) -> str:
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:
     try:
-        return {str(source.path): sha256_file(source.path) for stage in recipe.stages for source in stage.data}
+        files = [path for stage in recipe.stages for source in stage.data for path in source.files]
+        return {str(path): sha256_file(path) for path in dict.fromkeys(files)}
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); it is part of the run") from None
 
