@@ -21,8 +21,11 @@ class ChatTemplate(StrEnum):
     """How a model is spoken to, with the template's own system text."""
 
     VICUNA_V1 = "vicuna_v1"
+    LLAMA_2 = "llama_2"
+    LLAMA_3 = "llama_3"
     MISTRAL = "mistral"
     CHATML = "chatml"
+    TOKENIZER = "tokenizer"
 
 
 def existing(checkpoint: Path) -> None:
