@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from opsin import __version__
-from opsin.commands.data import check_data, plan
+from opsin.commands.data import check_data, inspect, plan
 from opsin.commands.model import export, tokens
 from opsin.commands.options import FAILED, ChatTemplate, Json, existing, template_of
 from opsin.core.errors import OpsinError
@@ -153,6 +153,7 @@ def train(
 
 
 app.command()(plan)
+app.command()(inspect)
 app.add_typer(data)
 data.command("check")(check_data)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from opsin.core.files import write_text
+from opsin.report.document import counts, document, section
 from opsin.report.gallery import gallery
 from opsin.report.plots import Line, line_plot, smoothed
 from opsin.report.run import DataFacts, RunFacts, Step, read_steps
@@ -35,25 +35,15 @@ def write_report(run: Path, facts: RunFacts) -> Path:
 
 def page(facts: RunFacts, stages: Mapping[str, Sequence[Step]]) -> str:
     """The HTML."""
-    style = files("opsin.report").joinpath("page.css").read_text(encoding="utf-8")
-    name = escape(facts.name)
     sections = [
         _header(facts, stages),
-        _section("Scores on held-out pictures", _score_table(facts.evaluations, facts.references)),
-        _section("What it answers", gallery(facts.evaluations, facts.image_root)),
-        _section("Training", "".join(_stage(stage, steps) for stage, steps in stages.items())),
-        _section("Data", _data(facts.data)),
-        _section("Talk to it", f"<pre><code>{escape(facts.chat)}</code></pre>"),
+        section("Scores on held-out pictures", _score_table(facts.evaluations, facts.references)),
+        section("What it answers", gallery(facts.evaluations, facts.image_root)),
+        section("Training", "".join(_stage(stage, steps) for stage, steps in stages.items())),
+        section("Data", _data(facts.data)),
+        section("Talk to it", f"<pre><code>{escape(facts.chat)}</code></pre>"),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n{''.join(sections)}</body>\n</html>\n"
-    )
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>\n" if body else ""
+    return document(facts.name, "".join(sections))
 
 
 def duration(seconds: float) -> str:
@@ -184,20 +174,15 @@ def _figure(name: str, lines: Sequence[Line], *, from_zero: bool = False) -> str
 def _data(data: DataFacts) -> str:
     blocks = []
     if data.counts:
-        blocks.append(_counts("What there is", data.counts))
+        blocks.append(counts("What there is", data.counts.items()))
     if data.groups:
         most = max(1, *(train + held_out for train, held_out in data.groups.values()))
         bars = "".join(_group_bar(name, train, held_out, most) for name, (train, held_out) in data.groups.items())
         heading = '<h3>Pictures per group <span class="soft">trained on + held out</span></h3>'
         blocks.append(f'<div class="card">{heading}<div class="groups">{bars}</div></div>')
     if data.skipped:
-        blocks.append(_counts(f"Skipped: {sum(data.skipped.values()):,}, and why", data.skipped))
+        blocks.append(counts(f"Skipped: {sum(data.skipped.values()):,}, and why", data.skipped.items()))
     return f'<div class="columns">{"".join(blocks)}</div>' if blocks else ""
-
-
-def _counts(heading: str, counts: Mapping[str, int]) -> str:
-    body = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{count:,}</td></tr>" for name, count in counts.items())
-    return f'<div class="card"><h3>{escape(heading)}</h3><table>{body}</table></div>'
 
 
 def _group_bar(name: str, train: int, held_out: int, most: int) -> str:

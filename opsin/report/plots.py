@@ -1,4 +1,4 @@
-"""Line plots as inline SVG, without a library: small, crisp at any size, coloured by the page's style sheet."""
+"""Plots as inline SVG, without a library: small, crisp at any size, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -95,15 +95,34 @@ def line_plot(title: str, lines: Sequence[Line], *, from_zero: bool = False) -> 
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
 
 
+def bar_plot(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str) -> str:
+    """An SVG histogram: `counts` of what lies between each two of `edges`."""
+    if not any(counts):
+        return f'<p class="none">{escape(title)}: nothing was recorded</p>'
+    x_axis = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    y_axis = _value_axis([float(count) for count in counts], from_zero=True)
+    bars = []
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        x, y, right, foot = x_axis.at(low), y_axis.at(count), x_axis.at(high), y_axis.at(0)
+        told = f"<title>{low:,.4g} to {high:,.4g}: {count:,}</title>"
+        bars.append(
+            f'<rect class="bar" x="{x + 1:.1f}" y="{y:.1f}" width="{max(1.0, right - x - 2):.1f}" '
+            f'height="{foot - y:.1f}">{told}</rect>'
+        )
+    label = escape(f"{title}: {sum(counts):,} from {edges[0]:,.4g} to {edges[-1]:,.4g}", quote=True)
+    body = _grid(x_axis, y_axis, x_name, whole=True) + "".join(bars)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
+
+
 def _value_axis(values: Sequence[float], *, from_zero: bool) -> Axis:
     low, high = (min(0.0, *values) if from_zero else min(values)), max(values)
     margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
     return Axis(low if from_zero else low - margin, high + margin, HEIGHT - BOTTOM, TOP)
 
 
-def _grid(x_axis: Axis, y_axis: Axis) -> str:
+def _grid(x_axis: Axis, y_axis: Axis, x_name: str = "step", *, whole: bool = False) -> str:
     parts = []
-    for value in ticks(y_axis.low, y_axis.high):
+    for value in (y for y in ticks(y_axis.low, y_axis.high) if not whole or y == int(y)):
         y = y_axis.at(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick_label(value)}</text>')
@@ -113,7 +132,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
             f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{tick_label(value)}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{HEIGHT - 3}">step</text>')
+    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{HEIGHT - 3}">{escape(x_name)}</text>')
     return "".join(parts)
 
 

@@ -1,0 +1,32 @@
+"""The shell of every page: one HTML file that needs nothing else, no network and no JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+
+from opsin.core.terminal import printable
+
+
+def document(name: str, body: str, *sheets: str) -> str:
+    """A whole page; `sheets` are style sheets of this package beside the common one."""
+    style = "".join(
+        files("opsin.report").joinpath(sheet).read_text(encoding="utf-8") for sheet in ("page.css", *sheets)
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(printable(name))}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>\n{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def section(heading: str, body: str) -> str:
+    """A heading and what is below it; nothing where there is nothing below it."""
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>\n" if body else ""
+
+
+def counts(heading: str, numbers: Iterable[tuple[str, int]]) -> str:
+    """A card of named numbers."""
+    body = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{count:,}</td></tr>" for name, count in numbers)
+    return f'<div class="card"><h3>{escape(heading)}</h3><table>{body}</table></div>'
