@@ -21,6 +21,9 @@ from opsin.report.stage_view import StageView
 
 BINS = 12
 MOST_NEIGHBOURS = 12
+OPEN_UP_TO = 20
+"""Longer lists of refused samples are folded at first."""
+
 AXES = ("t", "h", "w")
 
 LEGEND = (
@@ -86,7 +89,10 @@ def _refused(problems: Sequence[str]) -> str:
     if not problems:
         return '<p class="soft">No sample was refused.</p>'
     items = "".join(f"<li>{_shown(problem)}</li>" for problem in problems)
-    return f'<details class="card refused" open><summary>Refused: {len(problems):,}</summary><ol>{items}</ol></details>'
+    shown = " open" if len(problems) <= OPEN_UP_TO else ""
+    return (
+        f'<details class="card refused"{shown}><summary>Refused: {len(problems):,}</summary><ol>{items}</ol></details>'
+    )
 
 
 def _sample(stage: StageView, index: int) -> str:
