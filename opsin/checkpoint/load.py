@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from opsin.checkpoint.filling import check_filled, dtype_of, fill, misfits, refuse, shapes_of, tied_names, weightless
+from opsin.checkpoint.filling import check_filled, dtype_of, fill, shapes_of, tied_names, weightless
 from opsin.checkpoint.hub_config import family_of, hub_model_config
 from opsin.checkpoint.hub_names import ORIGINAL, PATCHES, SOLE_TOWER, Rules, renamed, rules_for, wanted
 from opsin.checkpoint.hub_values import read_config_json
@@ -25,6 +25,7 @@ from opsin.checkpoint.shards import Weights
 from opsin.core.errors import CheckpointError, ModelError
 from opsin.model.config import ModelConfig
 from opsin.model.encoder_values import NativeVitEncoder
+from opsin.model.fitting import misfits, refuse
 from opsin.model.vlm import Vlm
 from opsin.text.own_template import spoken
 from opsin.text.templates import Template

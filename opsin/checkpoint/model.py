@@ -10,7 +10,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from opsin.checkpoint.filling import check_filled, fill, misfits, refuse, shapes_of, weightless
+from opsin.checkpoint.filling import check_filled, fill, shapes_of, weightless
 from opsin.checkpoint.json_files import read_json
 from opsin.checkpoint.prepare import preparation
 from opsin.checkpoint.refusing import check_cost, refusing
@@ -20,6 +20,7 @@ from opsin.core.errors import CheckpointError
 from opsin.core.files import write_json
 from opsin.data.example import Preparation
 from opsin.model.config import Lora, ModelConfig, PartName
+from opsin.model.fitting import misfits, refuse
 from opsin.model.lora import add_lora, merge_lora
 from opsin.model.pretrained import Value
 from opsin.model.vlm import Vlm

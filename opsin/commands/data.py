@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from opsin.commands.options import FAILED, Json
-from opsin.core.errors import DataError, OpsinError
+from opsin.core.errors import OpsinError
 from opsin.core.files import write_text
 from opsin.core.terminal import printable
 
@@ -116,15 +116,9 @@ def inspect(
 def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int) -> StageView:
     """A stage's data as training will take it; what it would refuse is listed instead of raised."""
     from opsin.report.stage_view import StageView, named, spread
-    from opsin.train.data import plan_steps, read_stage
+    from opsin.train.data import survey
 
-    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
-    refused = list(data.skipped)
-    try:
-        steps = plan_steps(data, stage, recipe.seed)
-    except DataError as error:  # samples over a pack's budget
-        steps = []
-        refused += error.problems
+    data, steps = survey(stage, recipe.composition, tokenizer, recipe.seed)
     return StageView(
         name=stage.name,
         examples=data.examples,
@@ -133,6 +127,6 @@ def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str]
         budget=stage.budget,
         steps=steps,
         sources=[(str(source.path), size) for source, size in zip(stage.data, data.sizes, strict=True)],
-        refused=refused,
+        refused=data.skipped,
         chosen=named(data.examples, ids) if ids else spread(len(data.examples), samples),
     )

@@ -224,6 +224,11 @@ class Example:
     places: tuple[int, ...]
 
     @property
+    def name(self) -> str:
+        """What to call the sample in messages: `file:line: (id)`."""
+        return f"{self.where or 'sample'}: ({self.id})"
+
+    @property
     def seen(self) -> tuple[tuple[Medium, Layout], ...]:
         """Every medium with its layout."""
         return tuple(zip(self.media, self.layouts, strict=True))

@@ -78,7 +78,7 @@ def _check_places(example: Example, preparation: Preparation) -> None:
     if places != (tokens if preparation.spliced else 0):
         raise DataError(
             [
-                f"{example.where or 'sample'}: ({example.id}) {places} places in the text for {tokens} visual tokens "
+                f"{example.name} {places} places in the text for {tokens} visual tokens "
                 f"of {len(example.layouts)} pictures; make the example with the model's own preparation"
             ]
         )
@@ -114,7 +114,7 @@ def _pixels(example: Example, preparation: Preparation) -> np.ndarray:
     try:
         flat = [medium_pixels(medium, layout, preparation).reshape(-1) for medium, layout in example.seen]
     except OpsinError as error:
-        raise type(error)(f"{example.where or 'sample'}: ({example.id}) {error}") from None
+        raise type(error)(f"{example.name} {error}") from None
     return np.concatenate(flat) if flat else np.empty(0, dtype=np.uint8)
 
 

@@ -55,6 +55,11 @@ class Plan:
         return sum(pack.supervised for pack in self.packs)
 
     @property
+    def patches(self) -> int:
+        """Encoder patches of the epoch."""
+        return sum(pack.patches for pack in self.packs)
+
+    @property
     def efficiency(self) -> float:
         """Share of the packs' token budgets that holds tokens."""
         return self.tokens / (len(self.packs) * self.budget.tokens) if self.packs else 1.0
@@ -85,15 +90,14 @@ def _refuse_large(examples: Sequence[Example], costs: Sequence[Cost], budget: Bu
     most_tokens, most_patches = (max((cost[axis] for cost in costs), default=0) for axis in (0, 1))
     problems = []
     for example, (tokens, patches) in zip(examples, costs, strict=True):
-        name = f"{example.where or 'sample'}: ({example.id})"
         if tokens > budget.tokens:
             problems.append(
-                f"{name} {tokens} tokens, more than the pack's budget of {budget.tokens}; raise batch_tokens to at "
-                f"least {most_tokens}, or shorten the sample"
+                f"{example.name} {tokens} tokens, more than the pack's budget of {budget.tokens}; raise batch_tokens "
+                f"to at least {most_tokens}, or shorten the sample"
             )
         if patches > budget.patches:
             problems.append(
-                f"{name} {patches} patches of {len(example.layouts)} pictures, more than the pack's budget of "
+                f"{example.name} {patches} patches of {len(example.layouts)} pictures, more than the pack's budget of "
                 f"{budget.patches}; raise batch_patches to at least {most_patches}, or show it fewer or smaller "
                 "pictures"
             )

@@ -6,22 +6,17 @@ of formats in the project.
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from opsin.core.errors import DataError
-from opsin.core.types import Conversation, Turn
+from opsin.core.types import Turn
 from opsin.data.parquet_file import ParquetFile
 from opsin.data.record_file import Counts, RecordFile
 from opsin.data.records import Record
 from opsin.data.science_qa import ScienceQA
 from opsin.data.tar_shards import TarShards
 from opsin.data.turns import llava_turns, message_turns
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class LlavaFile(RecordFile):
@@ -53,25 +48,6 @@ class MessagesFile(RecordFile):
     def _turns(self, record: Record, counts: Counts) -> tuple[Turn, ...]:
         del counts
         return message_turns(record.value, self._media)
-
-
-def read_conversations(sources: Iterable[Source]) -> tuple[list[Conversation], Counts]:
-    """All conversations of some files, in order, and what was counted.
-
-    Raises:
-        DataError: with every problem of every file.
-    """
-    conversations: list[Conversation] = []
-    counts: Counts = Counter()
-    problems: list[str] = []
-    for source in sources:
-        try:
-            conversations.extend(source.conversations(counts))
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    return conversations, counts
 
 
 Source = Annotated[LlavaFile | MessagesFile | ParquetFile | TarShards | ScienceQA, Field(discriminator="kind")]

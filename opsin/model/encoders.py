@@ -29,6 +29,7 @@ from opsin.model.encoder_values import (
     SiglipEncoder,
     TowerEncoder,
 )
+from opsin.model.fitting import misfits, refuse
 from opsin.model.native_vit import NativeEncoder
 from opsin.model.pixels import Normalise, encode_by_canvas
 from opsin.model.pretrained import refuse_unknown_keys
@@ -203,14 +204,6 @@ def fill_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     Raises:
         ModelError: listing every missing, unexpected and mis-shaped tensor.
     """
-    own: dict[str, Any] = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    problems += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    if problems:
-        raise ModelError(f"{source}: {len(problems)} tensors do not fit: {'; '.join(problems[:20])}")
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    refuse(source, misfits(own, {name: tensor.shape for name, tensor in state.items()}))
     module.load_state_dict(state)

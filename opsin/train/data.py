@@ -76,6 +76,23 @@ def _checked(conversation: Conversation, prepare: Preparation, context: int, pro
     return None
 
 
+def survey(
+    stage: Stage, config: ModelConfig, tokenizer: Tokenizer, seed: int
+) -> tuple[StageData, list[tuple[Pack, ...]]]:
+    """A stage's data and steps as training takes them, with everything it would refuse in `skipped` instead of raised.
+
+    There are no steps where a sample is over a pack's budget.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    data = read_stage(stage, config, tokenizer, skip_bad=True)
+    try:
+        return data, plan_steps(data, stage, seed)
+    except DataError as error:
+        return replace(data, skipped=(*data.skipped, *error.problems)), []
+
+
 def plan_steps(data: StageData, stage: Stage, seed: int) -> list[tuple[Pack, ...]]:
     """The packs of every optimiser step of a stage, in order: a pure function of the data, the stage and the seed.
 

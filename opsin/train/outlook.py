@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from opsin.checkpoint.filling import weightless
-from opsin.core.errors import DataError
 from opsin.core.types import Example
-from opsin.data.plan import Pack
+from opsin.data.plan import Pack, Plan
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.data import StageData, plan_steps, read_stage
+from opsin.train.data import survey
 from opsin.train.optimiser import PARTS, prepare_parts, store_parts
 from opsin.train.recipe import Recipe, Stage
 
@@ -81,49 +80,33 @@ def look_ahead(recipe: Recipe, ranks: int = 1) -> list[StageOutlook]:
 
 
 def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int) -> StageOutlook:
-    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
-    refused = list(data.skipped)
-    try:
-        steps = plan_steps(data, stage, recipe.seed)
-    except DataError as error:  # samples over a pack's budget
-        return _summary(recipe, stage, data, [], ranks, (*refused, *error.problems))
-    return _summary(recipe, stage, data, steps, ranks, tuple(refused))
-
-
-def _summary(
-    recipe: Recipe,
-    stage: Stage,
-    data: StageData,
-    steps: Sequence[tuple[Pack, ...]],
-    ranks: int,
-    refused: tuple[str, ...],
-) -> StageOutlook:
-    packs = [pack for step in steps for pack in step]
+    data, steps = survey(stage, recipe.composition, tokenizer, recipe.seed)
+    plan = Plan(tuple(pack for step in steps for pack in step), stage.budget)
     lengths = np.array([example.num_tokens for example in data.examples])
     histogram, edges = np.histogram(lengths, bins=min(BINS, max(1, len(set(lengths.tolist())))))
     visual = [int(example.visual_T.sum()) for example in data.examples]
     return StageOutlook(
         name=stage.name,
         samples=len(data.examples),
-        packs=len(packs),
+        packs=len(plan.packs),
         steps=len(steps),
-        tokens=sum(pack.tokens for pack in packs),
-        visual=sum(visual[i] for pack in packs for i in pack.samples),
-        supervised=sum(pack.supervised for pack in packs),
-        patches=sum(pack.patches for pack in packs),
-        efficiency=sum(pack.tokens for pack in packs) / (len(packs) * stage.batch_tokens) if packs else 0.0,
+        tokens=plan.tokens,
+        visual=sum(visual[i] for pack in plan.packs for i in pack.samples),
+        supervised=plan.supervised,
+        patches=plan.patches,
+        efficiency=plan.efficiency if plan.packs else 0.0,
         edges=tuple(int(edge) for edge in edges[1:]),
         histogram=tuple(int(count) for count in histogram),
         costliest=_costliest(data.examples),
         balance=(_imbalance(steps, ranks, "tokens"), _imbalance(steps, ranks, "patches")),
         memory=memory(recipe, stage),
-        refused=refused,
+        refused=data.skipped,
     )
 
 
 def _costliest(examples: Sequence[Example]) -> tuple[Costly, ...]:
     most = sorted(examples, key=lambda example: (-example.num_tokens, example.id))[:COSTLIEST]
-    return tuple(Costly(f"{e.where or 'sample'}: ({e.id})", e.num_tokens, e.num_patches) for e in most)
+    return tuple(Costly(e.name, e.num_tokens, e.num_patches) for e in most)
 
 
 def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> float:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from opsin.core.errors import DataError
 from opsin.core.types import Clip, Conversation, Picture, Turn
-from opsin.data.sources import LlavaFile, MessagesFile, Source, read_conversations
+from opsin.data.sources import LlavaFile, MessagesFile, Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,8 @@ def test_counts_and_the_dropped_first_gpt_turn(folder: Path) -> None:
     record = llava("Hi", "Yo", "<image>", "ok", image="a.jpg")
     record["conversations"] = record["conversations"][1:]
     source = LlavaFile(path=written(folder, [record]), image_root=folder / "images")
-    conversations, counts = read_conversations([source, source])
+    counts: Counter[str] = Counter()
+    conversations = [*source.conversations(counts), *source.conversations(counts)]
     assert [turn.role for turn in conversations[0].turns] == ["user", "assistant"]
     assert counts == {"conversations": 2, "turns": 4, "pictures": 2, "leading gpt turns dropped": 2}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +13,10 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from opsin.core.types import Block, Grid, Layout
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.native_vit import NativeEncoder, NativeVit, patchify, rotary_2d
+from tests.support.golden import golden
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FACTS = {"depth": 3, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
 GRIDS = [Grid(1, 4, 6), Grid(2, 2, 6), Grid(1, 2, 2), Grid(3, 4, 6)]
-
-
-def golden(name: str) -> Any:
-    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def block_order(grid: Grid) -> Tensor:

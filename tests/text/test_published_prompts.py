@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from opsin.text.templates import (
     Text,
     VicunaV1,
 )
+from tests.support.golden import golden
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 PICTURE = Picture(path=Path("cat.jpg"))
 CLIP = Clip(path=Path("cat.mp4"))
 # As the golden prompts were made: LLaVA moves the picture to the front and asks again.
@@ -57,10 +56,6 @@ NEXT: dict[str, Template] = {
 CASES = [("llava_templates", *case) for case in LLAVA.items()] + [
     ("llavanext_qwen_templates", *case) for case in NEXT.items()
 ]
-
-
-def golden(name: str) -> Any:
-    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def written(template: Template, conversation: Conversation, picture: str, clip: str = "", *, is_open: bool) -> str:
