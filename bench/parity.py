@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from opsin.data.loader import collate
+from opsin.data.collate import collate
 from tests.support.reference import FAMILIES, examples, pair_of, reference_inputs
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from opsin.core.types import IGNORE_INDEX
+from opsin.data.collate import collate
 from opsin.data.example import make_example
-from opsin.data.loader import collate
 from opsin.evaluate.questions import read_questions
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer

@@ -21,8 +21,8 @@ from transformers.utils import logging
 from opsin.checkpoint.chat_templates import media_tokens
 from opsin.checkpoint.hub_names import Family
 from opsin.core.types import Batch, Clip, Conversation, Layout, Medium, Picture, Turn
+from opsin.data.collate import collate
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate
 from opsin.data.user_turn import user_turn
 from opsin.model.config import ModelConfig
 from opsin.model.native_vit import patchify

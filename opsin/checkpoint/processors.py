@@ -21,8 +21,8 @@ from opsin.checkpoint.hub_values import MAX_CONFIG_BYTES
 from opsin.checkpoint.json_files import read_json
 from opsin.core.errors import ModelError
 from opsin.core.types import Clip, Conversation, Medium, Picture, Turn
+from opsin.data.collate import collate
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate
 from opsin.model.config import ModelConfig
 from opsin.text.own_template import spoken
 from opsin.text.render import render

@@ -17,8 +17,8 @@ import torch
 
 from opsin.checkpoint.prepare import preparation, stop_ids
 from opsin.core.types import Batch
+from opsin.data.collate import Features, collate, to_device
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import Features, collate, to_device
 from opsin.evaluate.cider import CiderD, mean
 from opsin.evaluate.metrics import Accuracy, accuracy, always, matches, most_frequent, normalised, recall_at
 from opsin.evaluate.questions import Question, Task, read_questions

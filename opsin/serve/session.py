@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from opsin.checkpoint.prepare import stop_ids
 from opsin.core.errors import OpsinError
 from opsin.core.types import Conversation, Example, Picture, Turn
+from opsin.data.collate import collate, to_device
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate, to_device
 from opsin.data.user_turn import user_turn
 from opsin.model.generate import Sampling, stream
 from opsin.model.vlm import Vlm

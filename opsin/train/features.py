@@ -17,8 +17,8 @@ from torch import Tensor
 from opsin.core.errors import OpsinError
 from opsin.core.files import home, replacing, sha256_bytes, sha256_file
 from opsin.core.types import Clip, Medium, Picture
+from opsin.data.collate import medium_pixels
 from opsin.data.example import Preparation, Seen
-from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
 from opsin.vision.any_res import AnyRes
 from opsin.vision.picture import picture_bytes

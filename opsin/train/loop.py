@@ -13,7 +13,7 @@ from torch import nn
 
 from opsin.core.errors import TrainError
 from opsin.core.types import Batch
-from opsin.data.loader import Features, collate, to_device
+from opsin.data.collate import Features, collate, to_device
 from opsin.data.plan import Pack
 from opsin.model.loss import supervised_loss
 from opsin.model.vlm import Vlm

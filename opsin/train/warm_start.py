@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's usual name)
 
 from opsin.core.errors import TrainError
 from opsin.core.types import Example, Layout
-from opsin.data.loader import Features
+from opsin.data.collate import Features
 from opsin.model.vlm import Vlm
 from opsin.train.optimiser import rate_factor
 from opsin.train.recipe import WarmStart

@@ -12,8 +12,8 @@ from PIL import Image
 from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import PictureError, VideoError
 from opsin.core.types import Clip, Conversation, Medium, Picture, Turn
+from opsin.data.collate import collate, medium_pixels
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate, medium_pixels
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from tests.support.models import build, dialogue, draw_picture, examples_of, model_value, packed, tiny_vlm

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from opsin.core.types import Batch, Conversation, Picture, Turn
+from opsin.data.collate import collate
 from opsin.data.example import Preparation
-from opsin.data.loader import collate
 from opsin.model.vlm import Vlm
 from tests.support.models import dialogue, draw_picture, examples_of, open_gates, packed, tiny_vlm
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import DataError
+from opsin.data.collate import medium_pixels
 from opsin.data.example import make_example
-from opsin.data.loader import medium_pixels
 from opsin.evaluate import heldout
 from opsin.evaluate.heldout import Asker, Effort, caption_scores, evaluate, retrieval
 from opsin.evaluate.questions import read_questions

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from opsin.core.types import Batch, Conversation, Picture, Turn
+from opsin.data.collate import collate
 from opsin.data.example import make_example
-from opsin.data.loader import collate
 from opsin.data.user_turn import user_turn
 from opsin.model.generate import Sampling, extend, generate, prefill, score, stream
 from opsin.model.vlm import Vlm

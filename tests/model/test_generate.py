@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from opsin.core.types import Batch, Conversation, Picture
+from opsin.data.collate import collate
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate
 from opsin.data.user_turn import user_turn
 from opsin.model.generate import Sampling, choose, generate, score, stream
 from opsin.model.vlm import Vlm

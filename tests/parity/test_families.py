@@ -13,8 +13,8 @@ import torch
 
 from opsin.checkpoint.prepare import preparation
 from opsin.core.types import Clip, Conversation, Example, Picture, Turn
+from opsin.data.collate import collate
 from opsin.data.example import make_example
-from opsin.data.loader import collate
 from opsin.model.generate import Sampling, generate
 from opsin.model.loss import supervised_loss
 from tests.support.models import draw_picture

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from opsin.checkpoint.prepare import preparation
 from opsin.core.types import IGNORE_INDEX, Conversation, Turn
+from opsin.data.collate import collate
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import collate
 from opsin.data.user_turn import user_turn
 from opsin.model.config import ModelConfig
 from opsin.model.vlm import Vlm

@@ -11,8 +11,8 @@ import torch
 from opsin.checkpoint.load import load
 from opsin.checkpoint.prepare import preparation
 from opsin.core.types import Clip, Conversation, Example, Picture
+from opsin.data.collate import medium_pixels
 from opsin.data.example import Preparation, make_example
-from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
 from opsin.vision.positions import MRope
 from tests.support.hub import CLASSES, hub_dir

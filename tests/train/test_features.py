@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from opsin.core.types import Picture
+from opsin.data.collate import medium_pixels
 from opsin.data.example import Preparation, Seen, seen_alone
-from opsin.data.loader import medium_pixels
 from opsin.model.vlm import Vlm
 from opsin.train.features import FeatureCache, FeatureCacheError, encoder_digest
 from tests.support.models import build, draw_picture, tiny_vlm

@@ -10,8 +10,8 @@ import torch
 
 from opsin.core.errors import DataError, PictureError
 from opsin.core.types import IGNORE_INDEX, Conversation, Picture, Turn
+from opsin.data.collate import collate, medium_pixels
 from opsin.data.example import Preparation, Seen, make_example
-from opsin.data.loader import collate, medium_pixels
 from opsin.data.user_turn import user_turn
 from tests.support.models import dialogue, draw_picture, examples_of, tiny_vlm
 
