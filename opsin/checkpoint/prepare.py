@@ -5,31 +5,70 @@ Training, evaluation and chat take both from here, so they cannot differ.
 
 from __future__ import annotations
 
-from opsin.data.example import Preparation
+import json
+
+from opsin.core.errors import ModelError
+from opsin.core.files import sha256_bytes
+from opsin.data.example import FORMAT, Preparation
 from opsin.model.config import ModelConfig
 from opsin.text.own_template import spoken
 from opsin.text.templates import Template
 from opsin.text.tokenizer import Tokenizer
+from opsin.vision.resolution import Resolution
+
+EXAMPLE_VALUES = ("resolution", "connector", "positions", "fusion", "video")
+"""Settings of a model, besides template and tokenizer, that decide an example's tokens and layouts."""
 
 
-def preparation(config: ModelConfig, tokenizer: Tokenizer, template: Template | None = None) -> Preparation:
-    """How a model's inputs are prepared; a stage of training may use a template of its own.
+def preparation(
+    config: ModelConfig, tokenizer: Tokenizer, template: Template | None = None, resolution: Resolution | None = None
+) -> Preparation:
+    """How a model's inputs are prepared; a stage of training may use a template and a resolution of its own.
 
     Raises:
         RenderError: the template is the tokenizer's own, and it has none that can be used.
+        ModelError: the model cannot take the stage's resolution.
     """
     chosen = template or config.template
     spoken(chosen, tokenizer)  # refuses before any sample is read
+    if resolution is not None:
+        config = _with_resolution(config, resolution)
     return Preparation(
         tokenizer=tokenizer,
         template=chosen,
-        plan_layout=config.layout,
         positions=config.positions,
         spliced=config.spliced,
         video=config.video,
         resolution=config.resolution,
+        tower=config.tower,
         mean=config.encoder.mean,
+        digest=_digest(config, tokenizer, chosen),
     )
+
+
+def _with_resolution(config: ModelConfig, resolution: Resolution) -> ModelConfig:
+    if resolution.newline and config.connector.spatial and not config.resolution.newline:
+        raise ModelError(
+            f"a resolution {resolution.kind} with newlines, but the model has no newline vector, since its own "
+            f"resolution is {config.resolution.kind} without them; put the resolution with newlines into 'model', or "
+            "set newline: false"
+        )
+    changed = config.model_copy(update={"resolution": resolution})
+    changed.check()
+    return changed
+
+
+def _digest(config: ModelConfig, tokenizer: Tokenizer, template: Template) -> str:
+    """Names what examples depend on. A connector says what its tower's `shrink` does; weights do not matter."""
+    values = {"template": template, **{name: getattr(config, name) for name in EXAMPLE_VALUES}}
+    tower = config.tower
+    facts = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.digest,
+        "tower": [tower.patch, tower.temporal, tower.fold, tower.spatial, tower.trims],
+        **{name: value.model_dump(mode="json") for name, value in values.items()},
+    }
+    return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
 def stop_ids(prepare: Preparation) -> frozenset[int]:

@@ -177,6 +177,8 @@ class Layout:
     - `grid`: the encoder's maps, `shape`: tokens (rows, columns) that the connector makes of each of them
     - `blocks`: the tokens in their order; together they take all maps of the grid, in order
     - `role`: what the medium was planned as
+    - `tiles`: rows and columns of the tiles that the picture is cut into behind its base (AnyRes); none where it is
+      not cut
     """
 
     source: tuple[int, int]
@@ -186,6 +188,7 @@ class Layout:
     shape: tuple[int, int]
     blocks: tuple[Block, ...]
     role: MediumRole = "single"
+    tiles: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:

@@ -6,7 +6,7 @@ cannot differ between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,14 @@ from opsin.text.templates import Template, sample_name
 from opsin.text.tokenizer import Tokenizer
 from opsin.vision.picture import PictureSize, picture_size
 from opsin.vision.positions import Positions
-from opsin.vision.resolution import Colour, Resolution
+from opsin.vision.resolution import Colour, Resolution, plan_layout
 from opsin.vision.sampling import Sampling
+from opsin.vision.shrinking import Step, ladder, thinned
+from opsin.vision.tower import Tower
 from opsin.vision.video import video_facts
 
-PlanLayout = Callable[[int, int, MediumRole, int], Layout]
-"""(height, width, role, frames) -> Layout, for one model."""
+FORMAT = 1
+"""Raised with every change of opsin's own code that changes what an example costs or how a medium is laid out."""
 
 Seen = tuple[Medium, Layout]
 """A medium with the layout that it has in its conversation."""
@@ -33,30 +35,59 @@ Seen = tuple[Medium, Layout]
 class Preparation:
     """How one model's inputs are prepared: tokenizer, template, geometry, positions and pixels.
 
-    `spliced` is false where the model looks at pictures by cross-attention, so that they take no place in the text.
+    - `spliced` is false where the model looks at pictures by cross-attention, so that they take no place in the text
+    - `digest` (sha256) names everything that an example's tokens and layouts depend on, besides the conversation
     """
 
     tokenizer: Tokenizer
     template: Template
-    plan_layout: PlanLayout
     positions: Positions
     spliced: bool
     video: Sampling
     resolution: Resolution
+    tower: Tower
     mean: Colour
+    digest: str
 
 
-def make_example(conversation: Conversation, preparation: Preparation, *, open_for_generation: bool = False) -> Example:
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a sample is made shorter; with it `make_example` repeats what a length policy decided.
+
+    - `level`: the step of the resolution's ladder (`opsin.vision.shrinking`) at which its media are shown
+    - `exchanges`: only so many questions with their answers are kept, from the first on; None for all
+    """
+
+    level: int = 0
+    exchanges: int | None = None
+
+    def kept(self, conversation: Conversation) -> Conversation:
+        """The conversation without the exchanges that are left out; a system turn stays."""
+        if self.exchanges is None:
+            return conversation
+        system = sum(turn.role == "system" for turn in conversation.turns[:1])
+        return replace(conversation, turns=conversation.turns[: system + 2 * self.exchanges])
+
+
+WHOLE = Fit()
+"""The sample as it is."""
+
+
+def make_example(
+    conversation: Conversation, preparation: Preparation, *, fit: Fit = WHOLE, open_for_generation: bool = False
+) -> Example:
     """Render, plan every medium's layout from its header, and open its positions.
 
     Raises:
         OpsinError: the conversation cannot be rendered or a medium is unusable; the message names the sample.
     """
+    conversation = fit.kept(conversation)
     rendered = render(
         conversation, preparation.template, preparation.tokenizer, open_for_generation=open_for_generation
     )
     sample = sample_name(conversation)
-    seen = plan_media([medium for _, medium in rendered.media], preparation, sample)
+    whole = plan_media([medium for _, medium in rendered.media], preparation, sample)
+    seen = [shrunk(pair, preparation, fit.level) for pair in whole]
     layouts = tuple(layout for _, layout in seen)
     taken = [layout.tokens if preparation.spliced else 0 for layout in layouts]
     before = np.cumsum([0, *taken])
@@ -88,11 +119,35 @@ def plan_media(media: Sequence[Medium], preparation: Preparation, sample: str) -
     for medium in media:
         try:
             chosen, size, frames = _measured(medium, preparation.video)
-            layout = preparation.plan_layout(size.height, size.width, _role(medium, media), frames)
+            role = _role(medium, media)
+            layout = plan_layout(preparation.resolution, size.height, size.width, role, preparation.tower, frames)
         except OpsinError as error:
             raise type(error)(f"{sample} {error}" if sample else str(error)) from None
         seen.append((chosen, layout))
     return seen
+
+
+def shrunk(pair: Seen, preparation: Preparation, level: int) -> Seen:
+    """A medium at a step of the resolution's ladder, from how it is at step 0; its file is not looked at again.
+
+    Raises:
+        ModelError: the model cannot take it so small.
+    """
+    if level == 0:
+        return pair
+    medium, layout = pair
+    step = ladder(preparation.resolution)[level]
+    frames = 1
+    if isinstance(medium, Clip):
+        medium = _thinned(medium, step, preparation.tower)
+        frames = len(medium.taken or medium.frames)
+    return medium, plan_layout(step.resolution, *layout.source, layout.role, preparation.tower, frames)
+
+
+def _thinned(clip: Clip, step: Step, tower: Tower) -> Clip:
+    if clip.path is None:
+        return replace(clip, frames=thinned(clip.frames, step, tower))
+    return replace(clip, taken=thinned(clip.taken or (), step, tower))
 
 
 def seen_alone(media: Sequence[Medium], preparation: Preparation) -> list[Seen]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer as Backend
 
 from opsin.core.errors import CheckpointError, RenderError
-from opsin.core.files import replacing
+from opsin.core.files import replacing, sha256_bytes
 from opsin.text.sealing import Spec, control_tokens, sealed, vocab_ids, without_dummy_prefix
 
 if TYPE_CHECKING:
@@ -85,6 +85,12 @@ class Tokenizer:
     def control_names(self) -> tuple[str, ...]:
         """The control tokens, by name."""
         return tuple(self._controls)
+
+    @property
+    def digest(self) -> str:
+        """Names the tokenizer by its files (sha256)."""
+        names = [f"{name} {sha256_bytes(content)}" for name, content in sorted(self._files.items())]
+        return sha256_bytes("\n".join(names).encode())
 
     def save(self, directory: Path) -> None:
         """Write the files as they were read, byte for byte."""

@@ -20,8 +20,8 @@ from opsin.core.types import Clip, Medium, Picture
 from opsin.data.collate import medium_pixels
 from opsin.data.example import Preparation, Seen
 from opsin.model.vlm import Vlm
-from opsin.vision.any_res import AnyRes
 from opsin.vision.picture import picture_bytes
+from opsin.vision.resolution import Resolution
 
 Progress = Callable[[int, int], None]
 """Told (media done, media to do)."""
@@ -34,11 +34,13 @@ class FeatureCacheError(OpsinError):
     """A feature file that is damaged."""
 
 
-def encoder_digest(model: Vlm) -> str:
+def encoder_digest(model: Vlm, resolution: Resolution) -> str:
     """Names the encoder's weights and everything that shapes its input."""
-    facts = model.config.model_dump(mode="json", include={"encoder": True, "resolution": True})
-    facts["encoder"].pop("path", None)
-    facts["precision"] = model.precision
+    facts = {
+        "encoder": model.config.encoder.model_dump(mode="json", exclude={"path"}),
+        "resolution": resolution.model_dump(mode="json"),
+        "precision": model.precision,
+    }
     parts = [json.dumps(facts, sort_keys=True)]
     for name, tensor in sorted(model.encoder.state_dict().items()):
         parts.append(f"{name} {_tensor_digest(tensor)}")
@@ -60,7 +62,9 @@ class FeatureCache:
     def __init__(self, model: Vlm, preparation: Preparation, folder: Path | None = None) -> None:
         self._model = model
         self._preparation = preparation
-        self.path = (folder or home() / "features") / f"{encoder_digest(model)[:16]}.safetensors"
+        self.path = (
+            folder or home() / "features"
+        ) / f"{encoder_digest(model, preparation.resolution)[:16]}.safetensors"
         self._dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self._rows: dict[str, Tensor] = {}
         self._digests: dict[Medium, str] = {}
@@ -127,9 +131,7 @@ class FeatureCache:
         medium, layout = pair
         if medium not in self._digests:
             self._digests[medium] = medium_digest(medium)
-        # Only AnyRes cuts the same picture in another way where it is one of several.
-        role = layout.role if isinstance(self._preparation.resolution, AnyRes) else ""
-        return f"{self._digests[medium]} {layout.frames} x {layout.canvas} {role}"
+        return f"{self._digests[medium]} {layout.frames} x {layout.canvas} in tiles {layout.tiles}"
 
     def _save(self) -> None:
         features_PC = torch.cat(list(self._rows.values()))

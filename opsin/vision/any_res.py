@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,9 @@ ONEVISION_PINPOINTS = tuple((384 * i, 384 * j) for i in range(1, 7) for j in ran
 MAX_TILES = 100
 SHRINK_ABOVE = 1.1
 """LLaVA-OneVision leaves a mosaic alone that is at most this many times as wide and high as its budget."""
+
+STEP = 0.9
+"""Each step of `smaller` has this many times the tiles of the step before."""
 
 
 class AnyRes(BaseModel):
@@ -75,10 +78,13 @@ class AnyRes(BaseModel):
         """
         side = tower.side(self.size)
         shape = tower.shrink(side, side)
+        tiles = (0, 0)
         if role == "video":
             blocks = self._clip(shape, tower, frames)
-        elif self._tiled(role):
-            blocks = self._picture(height, width, shape, tower)
+        elif role == "single" or self.multi == "tiles":
+            canvas = self.pinpoint_for(height, width)
+            tiles = canvas[0] // self.size, canvas[1] // self.size
+            blocks = self._picture(height, width, tiles, shape, tower)
         else:
             blocks = (Block(1, *shape, tail=int(self.newline and tower.spatial)),)
         maps = sum(block.maps for block in blocks)
@@ -90,6 +96,7 @@ class AnyRes(BaseModel):
             shape=shape,
             blocks=blocks,
             role=role,
+            tiles=tiles,
         )
 
     def pixels(self, images: Iterable[Image.Image], layout: Layout, mean: Colour) -> np.ndarray:
@@ -100,11 +107,11 @@ class AnyRes(BaseModel):
         if layout.role == "video":
             return np.stack([channels_first(stretch(image, self.size, self.size)) for image in images])
         (image,) = images
-        if not self._tiled(layout.role):
+        rows, cols = layout.tiles
+        if rows == 0:
             return channels_first(stretch(expand_to_square(image, mean), self.size, self.size))[None]
         base = np.stack([channels_first(stretch(image, self.size, self.size))])
-        canvas = np.asarray(letterbox(image, *self.pinpoint_for(*layout.source)))
-        rows, cols = canvas.shape[0] // self.size, canvas.shape[1] // self.size
+        canvas = np.asarray(letterbox(image, rows * self.size, cols * self.size))
         tiles = canvas.reshape(rows, self.size, cols, self.size, 3).transpose(0, 2, 4, 1, 3)
         return np.concatenate([base, tiles.reshape(rows * cols, 3, self.size, self.size)])
 
@@ -123,13 +130,24 @@ class AnyRes(BaseModel):
         listed = self.pinpoints
         return max(listed if self.rule == "transformers" else ((h, w) for w, h in listed), key=merit)
 
-    def _tiled(self, role: MediumRole) -> bool:
-        return role == "single" or (role == "multi" and self.multi == "tiles")
+    def smaller(self) -> Iterator[AnyRes]:
+        """The same with ever fewer tiles, a tenth each time, down to the tokens of one (at most 28 steps).
 
-    def _picture(self, height: int, width: int, shape: tuple[int, int], tower: Tower) -> tuple[Block, ...]:
+        The pinpoints of the fewest tiles stay, whatever their number.
+        """
+        tiles = {pinpoint: math.prod(pinpoint) // self.size**2 for pinpoint in self.pinpoints}
+        most = max(tiles.values())
+        while most > 1:
+            most = int(most * STEP)
+            cut = max(most, min(tiles.values()))
+            pinpoints = tuple(pinpoint for pinpoint in self.pinpoints if tiles[pinpoint] <= cut)
+            max_tiles = most if self.max_tiles is None else min(most, self.max_tiles)
+            yield self.model_copy(update={"pinpoints": pinpoints, "max_tiles": max_tiles})
+
+    def _picture(
+        self, height: int, width: int, tiles: tuple[int, int], shape: tuple[int, int], tower: Tower
+    ) -> tuple[Block, ...]:
         """The base, then the mosaic of the tiles."""
-        canvas = self.pinpoint_for(height, width)
-        tiles = canvas[0] // self.size, canvas[1] // self.size
         if not tower.spatial:
             return (Block(1 + tiles[0] * tiles[1], *shape),)
         whole = tiles[0] * shape[0], tiles[1] * shape[1]

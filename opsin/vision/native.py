@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,6 +18,11 @@ from opsin.vision.tower import Tower
 
 CLIP_PIXELS = 24_576 * 28 * 28
 """Pixels of a whole clip in the original code (qwen-vl-utils 0.0.8); the paper has 16384 * 28 * 28."""
+
+STEP = 0.8
+"""Each step of `smaller` has about this many times the pixels of the step before."""
+
+MAX_STEPS = 40
 
 BUDGET_SLACK = 1.05
 """However long a clip, its frames are not made smaller than by this factor over `video_min_pixels`."""
@@ -89,6 +94,25 @@ class Native(BaseModel):
         frames = [channels_first(stretch(image, *layout.canvas)) for image in images]
         return np.stack(frames + frames[-1:] * (layout.frames - len(frames)))
 
+    def smaller(self) -> Iterator[Native]:
+        """The same with ever lower limits, down to the least pixels that a picture and a frame may have.
+
+        Both arrive there together, in steps of about `STEP`, or wider ones where there would be more than `MAX_STEPS`.
+        """
+        picture = self.min_pixels / self.max_pixels
+        frame = self.video_min_pixels / self.video_max_pixels
+        steps = min(MAX_STEPS, math.ceil(math.log(min(picture, frame), STEP)))
+        total = self._total_pixels
+        for step in range(1, steps + 1):
+            share = step / steps
+            changes: dict[str, int] = {
+                "max_pixels": max(self.min_pixels, int(self.max_pixels * picture**share)),
+                "video_max_pixels": max(self.video_min_pixels, int(self.video_max_pixels * frame**share)),
+            }
+            if total is not None:
+                changes["video_total_pixels"] = max(1, int(total * frame**share))
+            yield self.model_copy(update=changes)
+
     def smart_resize(self, height: int, width: int, factor: int, least: int, most: float) -> tuple[int, int]:
         """(height, width) in multiples of `factor`, of about `least` to `most` pixels, the aspect ratio nearly kept.
 
@@ -113,9 +137,13 @@ class Native(BaseModel):
 
     def _frame_pixels(self, frames: int, temporal: int) -> float:
         """What a frame may have: an even share of what the clip may have, up to a frame's own limit."""
-        total = self.video_total_pixels
+        total = self._total_pixels
         if total is None:
-            if self.rule == "transformers":
-                return self.video_max_pixels
-            total = CLIP_PIXELS
+            return self.video_max_pixels
         return max(min(self.video_max_pixels, total / frames * temporal), int(self.video_min_pixels * BUDGET_SLACK))
+
+    @property
+    def _total_pixels(self) -> int | None:
+        if self.video_total_pixels is None and self.rule == "original":
+            return CLIP_PIXELS
+        return self.video_total_pixels

@@ -1,7 +1,8 @@
 """The only list of resolutions in the project.
 
-A resolution is a value with two functions: `plan`, which makes a `Layout` from (height, width, role) alone, and
-`pixels`, which cuts what the layout promised.
+A resolution is a value with three functions: `plan`, which makes a `Layout` from (height, width, role) alone,
+`pixels`, which cuts what a layout promised (its own, or one of `smaller`), and `smaller`, which gives ever smaller
+versions of it for samples that are too long.
 """
 
 from __future__ import annotations

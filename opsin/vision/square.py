@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -52,6 +52,10 @@ class Square(BaseModel):
         """RGB images -> uint8 (frames, 3, size, size). `mean` is the encoder's mean colour (0..1), used by `pad`."""
         del layout
         return np.stack([channels_first(self._square(image, mean)) for image in images])
+
+    def smaller(self) -> Iterator[Square]:
+        """Nothing: a picture is one square, whatever it costs."""
+        yield from ()
 
     def _square(self, image: Image.Image, mean: Colour) -> Image.Image:
         if self.fit == "crop":

@@ -1,0 +1,115 @@
+"""What becomes of a sample that is too long, decided from its layouts before a pixel is decoded.
+
+A sample is never cut: whole exchanges go, or its media are shown smaller, or all of it is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from opsin.core.errors import ModelError, RenderError
+from opsin.core.types import Clip, Conversation, Example
+from opsin.data.example import WHOLE, Fit, Preparation, make_example, shrunk
+from opsin.data.plan import Budget
+from opsin.vision.shrinking import ladder
+
+TooLong = Literal["error", "drop", "shrink_images", "truncate_turns"]
+"""What is done with a sample that is over a budget:
+
+- `error`: it is a problem of the data
+- `drop`: it is left out
+- `shrink_images`: its pictures are shown smaller, and where that is not enough, fewer frames of its clips
+- `truncate_turns`: its last exchanges are left out with their pictures, as few as needed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a policy decided; `fit` and `example` are None where the sample cannot be used.
+
+    `text` names the sample and says what was done to it, or why it cannot be used; "" where it is within the budget.
+    """
+
+    fit: Fit | None
+    example: Example | None
+    text: str = ""
+
+
+def fit(conversation: Conversation, preparation: Preparation, most: Budget, policy: TooLong) -> Fitted:
+    """A conversation's example within the budget, by the policy.
+
+    Raises:
+        OpsinError: the conversation cannot be rendered, or a medium is unusable; the message names the sample.
+    """
+    example = make_example(conversation, preparation)
+    over = _over(example.num_tokens, example.num_patches, most)
+    if not over:
+        return Fitted(WHOLE, example)
+    if policy == "truncate_turns":
+        fitted = _truncated(conversation, preparation, most)
+    elif policy == "shrink_images":
+        fitted = _shrunk(conversation, example, preparation, most)
+    elif policy == "drop":
+        fitted = _unusable("dropped")
+    else:
+        fitted = _unusable("shorten it, raise the budget, or choose a policy for samples that are too long")
+    return replace(fitted, text=f"{example.name} {over}: {fitted.text}")
+
+
+def _over(tokens: int, patches: int, most: Budget) -> str:
+    """`9,000 tokens, over 8,192`; nothing where it is within the budget."""
+    costs = (("tokens", tokens, most.tokens), ("patches", patches, most.patches))
+    return " and ".join(f"{cost:,} {unit}, over {limit:,}" for unit, cost, limit in costs if cost > limit)
+
+
+def _unusable(reason: str) -> Fitted:
+    return Fitted(None, None, reason)
+
+
+def _truncated(conversation: Conversation, preparation: Preparation, most: Budget) -> Fitted:
+    """One exchange less at a time: a picture that is left alone can cost more than several did."""
+    exchanges = sum(turn.role == "assistant" for turn in conversation.turns)
+    reason = "dropped, since no fewer exchanges have anything to learn"
+    for kept in range(exchanges - 1, 0, -1):
+        truncated = Fit(exchanges=kept)
+        try:
+            example = make_example(conversation, preparation, fit=truncated)
+        except RenderError:  # no answer among them has text
+            continue
+        over = _over(example.num_tokens, example.num_patches, most)
+        if not over:
+            return Fitted(truncated, example, f"{kept} of {exchanges} exchanges kept, {example.num_tokens:,} tokens")
+        reason = f"dropped, since the first {kept} of its {exchanges} exchanges have {over}"
+    return _unusable("dropped, since it has only one exchange" if exchanges == 1 else reason)
+
+
+def _shrunk(conversation: Conversation, example: Example, preparation: Preparation, most: Budget) -> Fitted:
+    """The first step of the ladder that fits; rounding can make a step cost more than the one before it."""
+    if not example.media:
+        return _unusable("dropped, since it has no picture or clip to shrink")
+    words = int((~example.visual_T).sum())
+    over = _over(example.num_tokens, example.num_patches, most)
+    for level in range(1, len(ladder(preparation.resolution))):
+        try:
+            layouts = [shrunk(pair, preparation, level)[1] for pair in example.seen]
+        except ModelError:  # a connector that makes so many tokens of any picture needs as many patches
+            continue
+        visual = sum(layout.tokens for layout in layouts) if preparation.spliced else 0
+        over = _over(words + visual, sum(layout.patches for layout in layouts), most)
+        if not over:
+            smaller = Fit(level=level)
+            made = make_example(conversation, preparation, fit=smaller)
+            return Fitted(smaller, made, _difference(example, made))
+    return _unusable(f"dropped, since with its pictures at their smallest it has {over}")
+
+
+def _difference(before: Example, after: Example) -> str:
+    """`2 pictures shrunk from 7,290 to 4,374 visual tokens`."""
+    clips = sum(isinstance(medium, Clip) for medium in before.media)
+    counts = (("picture", len(before.media) - clips), ("clip", clips))
+    media = " and ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts if count)
+    tokens = [sum(layout.tokens for layout in example.layouts) for example in (before, after)]
+    if tokens[0] != tokens[1]:
+        return f"{media} shrunk from {tokens[0]:,} to {tokens[1]:,} visual tokens"
+    return f"{media} shrunk from {before.num_patches:,} to {after.num_patches:,} patches"
