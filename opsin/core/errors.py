@@ -5,11 +5,17 @@ Every error opsin raises on purpose derives from `OpsinError`; the command line 
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 
 class OpsinError(Exception):
     """Base of all errors about input, files and configuration."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As made, attributes and notes included: Python would call `__init__` again, with the message for the problems.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class RecipeError(OpsinError):
@@ -41,6 +47,10 @@ class PictureError(OpsinError):
 
 class VideoError(OpsinError):
     """A video that cannot be opened or decoded, or that the media policy refuses."""
+
+
+class LoaderError(OpsinError):
+    """A worker process of the loader that was killed or hangs, or an error in it that nobody foresaw."""
 
 
 class RenderError(OpsinError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opsin.core.errors import DataError, OpsinError
+from opsin.core.errors import DataError, PictureError, VideoError
 from opsin.core.types import IGNORE_INDEX, Batch, Clip, Example, Layout, Medium
 from opsin.data.example import Preparation, Seen
 from opsin.vision.picture import open_picture
 from opsin.vision.video import read_frames
+
+TENSORS = ("tokens_T", "targets_T", "positions_AT", "visual_N", "seen_T", "pixels_X", "features_PC")
+"""Fields of a batch that are tensors; the last two may be None."""
 
 
 class Features(Protocol):
@@ -39,8 +42,14 @@ def _images(medium: Medium) -> Iterator[Image.Image]:
         yield from map(open_picture, medium.frames if isinstance(medium, Clip) else (medium,))
 
 
-def collate(examples: Sequence[Example], preparation: Preparation, features: Features | None = None) -> Batch:
-    """Lay examples out as one flat pack.
+def collate(
+    examples: Sequence[Example],
+    preparation: Preparation,
+    features: Features | None = None,
+    *,
+    opening: Callable[[int], None] | None = None,
+) -> Batch:
+    """Lay examples out as one flat pack; `opening` is told the place of each example before its media are decoded.
 
     Raises:
         OpsinError: a medium cannot be decoded, or the places of an example are not those of its layouts; the sample is
@@ -57,7 +66,7 @@ def collate(examples: Sequence[Example], preparation: Preparation, features: Fea
     if seen and features is not None:
         features_PC = features.get(seen)
     elif seen:
-        pixels_X = torch.from_numpy(np.concatenate([_pixels(example, preparation) for example in examples]))
+        pixels_X = torch.from_numpy(np.concatenate(list(_pixels(examples, preparation, opening))))
     return Batch(
         tokens_T=torch.from_numpy(tokens),
         targets_T=torch.from_numpy(targets),
@@ -109,19 +118,22 @@ def _sights(examples: Sequence[Example]) -> tuple[np.ndarray, tuple[int, ...]]:
     return np.concatenate(rows).astype(np.int64), tuple(sights)
 
 
-def _pixels(example: Example, preparation: Preparation) -> np.ndarray:
-    """All bytes of an example's media."""
-    try:
-        flat = [medium_pixels(medium, layout, preparation).reshape(-1) for medium, layout in example.seen]
-    except OpsinError as error:
-        raise type(error)(f"{example.name} {error}") from None
-    return np.concatenate(flat) if flat else np.empty(0, dtype=np.uint8)
+def _pixels(
+    examples: Sequence[Example], preparation: Preparation, opening: Callable[[int], None] | None
+) -> Iterator[np.ndarray]:
+    """The bytes of every medium, in reading order, example by example."""
+    for place, example in enumerate(examples):
+        if opening is not None:
+            opening(place)
+        try:
+            yield from (medium_pixels(medium, layout, preparation).reshape(-1) for medium, layout in example.seen)
+        except (PictureError, VideoError) as error:
+            raise type(error)(f"{example.name} {error}") from None
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
     if device.type == "cpu":
         return batch
-    names = ("tokens_T", "targets_T", "positions_AT", "visual_N", "seen_T", "pixels_X", "features_PC")
-    moved = {name: value.to(device) for name in names if (value := getattr(batch, name)) is not None}
+    moved = {name: value.to(device) for name in TENSORS if (value := getattr(batch, name)) is not None}
     return replace(batch, **moved)
