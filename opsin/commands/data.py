@@ -40,6 +40,8 @@ def check_data(
         for one in found:
             for problem in one.problems:
                 typer.echo(printable(problem.text))
+            for note in one.notes:
+                typer.echo(printable(f"note: {note}"))
             counted = ", ".join(f"{number:,} {name}" for name, number in one.counts.items()) or "no usable record"
             wrong = ", ".join(f"{number:,} {kind}" for kind, number in one.kinds.items())
             typer.echo(printable(f"{one.path}: {counted}; " + (f"problems: {wrong}" if wrong else "no problems")))
@@ -49,7 +51,13 @@ def check_data(
 
 def _checked(one: Checked) -> dict[str, Any]:
     problems = [{"kind": problem.kind, "text": problem.text} for problem in one.problems]
-    return {"path": str(one.path), "counts": dict(one.counts), "kinds": one.kinds, "problems": problems}
+    return {
+        "path": str(one.path),
+        "counts": dict(one.counts),
+        "kinds": one.kinds,
+        "problems": problems,
+        "notes": list(one.notes),
+    }
 
 
 def plan(
@@ -116,17 +124,17 @@ def inspect(
 def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int) -> StageView:
     """A stage's data as training will take it; what it would refuse is listed instead of raised."""
     from opsin.report.stage_view import StageView, named, spread
-    from opsin.train.data import survey
+    from opsin.train.data import plan_steps, read_stage
 
-    data, steps = survey(stage, recipe.composition, tokenizer, recipe.seed)
+    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
     return StageView(
         name=stage.name,
         examples=data.examples,
-        prepare=data.preparation,
         patch=recipe.composition.encoder.patch_size,
         budget=stage.budget,
-        steps=steps,
-        sources=[(str(source.path), size) for source, size in zip(stage.data, data.sizes, strict=True)],
-        refused=data.skipped,
+        steps=plan_steps(data, stage, recipe.seed),
+        refused=data.refused,
+        dropped=data.dropped,
+        shortened=data.shortened,
         chosen=named(data.examples, ids) if ids else spread(len(data.examples), samples),
     )

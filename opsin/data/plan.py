@@ -6,17 +6,15 @@ here opens a picture. Resuming a run is one integer, the index of the next pack.
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from opsin.core.errors import DataError
-from opsin.core.types import Example
+from opsin.data.costs import Costs
 
-WINDOW = 1024
-"""Samples considered at once: large enough to fill packs, small enough to keep the shuffle's order."""
+WINDOW = 256
+"""Samples at hand: enough to fill packs to 99.9%, few enough to keep the order of the shuffle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,74 +63,104 @@ class Plan:
         return self.tokens / (len(self.packs) * self.budget.tokens) if self.packs else 1.0
 
 
-def plan_epoch(examples: Sequence[Example], budget: Budget, *, seed: int, epoch: int) -> Plan:
+def plan_epoch(costs: Costs, budget: Budget, *, seed: int, epoch: int, samples: np.ndarray | None = None) -> Plan:
     """Shuffle, then fill packs up to both budgets, best fit over a window.
 
+    `samples` are those that the epoch takes, by default each once.
+
     Raises:
-        DataError: a sample is over a budget; all such samples are named.
+        ValueError: a sample is over a budget, which `opsin.data.policy` decides about before.
     """
-    costs = [(example.num_tokens, example.num_patches) for example in examples]
-    _refuse_large(examples, costs, budget)
-    order = np.random.default_rng([seed, epoch]).permutation(len(costs))
-    packs = []
-    for start in range(0, len(order), WINDOW):
-        packs += _fill([int(i) for i in order[start : start + WINDOW]], costs, budget)
-    # A window's last packs are the emptiest; shuffling spreads them.
+    taken = np.arange(len(costs)) if samples is None else samples
+    chosen = costs.take(taken)
+    if len(chosen) and (chosen.tokens.max() > budget.tokens or chosen.patches.max() > budget.patches):
+        raise ValueError(f"a sample has {chosen.tokens.max()} tokens or {chosen.patches.max()} patches; {budget}")
+    order = np.random.default_rng([seed, epoch]).permutation(len(taken))
+    packs = list(_packs(order, chosen, budget))
+    # The last packs of the epoch are the emptiest; shuffling spreads them.
     shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(packs))
-    return Plan(tuple(_pack(packs[int(i)], examples) for i in shuffled), budget)
+    return Plan(tuple(_pack(packs[i], taken, chosen) for i in shuffled.tolist()), budget)
 
 
-Cost = tuple[int, int]
-"""Tokens and patches."""
-
-
-def _refuse_large(examples: Sequence[Example], costs: Sequence[Cost], budget: Budget) -> None:
-    most_tokens, most_patches = (max((cost[axis] for cost in costs), default=0) for axis in (0, 1))
-    problems = []
-    for example, (tokens, patches) in zip(examples, costs, strict=True):
-        if tokens > budget.tokens:
-            problems.append(
-                f"{example.name} {tokens} tokens, more than the pack's budget of {budget.tokens}; raise batch_tokens "
-                f"to at least {most_tokens}, or shorten the sample"
-            )
-        if patches > budget.patches:
-            problems.append(
-                f"{example.name} {patches} patches of {len(example.layouts)} pictures, more than the pack's budget of "
-                f"{budget.patches}; raise batch_patches to at least {most_patches}, or show it fewer or smaller "
-                "pictures"
-            )
-    if problems:
-        raise DataError(problems)
-
-
-def _pack(samples: Sequence[int], examples: Sequence[Example]) -> Pack:
+def _pack(places: Sequence[int], taken: np.ndarray, chosen: Costs) -> Pack:
+    """The pack of what stands at these places of the epoch."""
     return Pack(
-        tuple(samples),
-        tokens=sum(examples[i].num_tokens for i in samples),
-        patches=sum(examples[i].num_patches for i in samples),
-        supervised=sum(examples[i].num_supervised for i in samples),
+        tuple(taken[places].tolist()),
+        tokens=int(chosen.tokens[places].sum()),
+        patches=int(chosen.patches[places].sum()),
+        supervised=int(chosen.supervised[places].sum()),
     )
 
 
-def _fill(samples: Sequence[int], costs: Sequence[Cost], budget: Budget) -> list[list[int]]:
-    """Best fit in the shuffled order: each sample into the pack with the least room for tokens that still takes it.
+def _packs(order: np.ndarray, costs: Costs, budget: Budget) -> Iterator[list[int]]:
+    filler = Filler(budget)
+    next_one = 0
+    while next_one < len(order) or len(filler):
+        coming = order[next_one : next_one + WINDOW - len(filler)]
+        filler.add(coming, costs.tokens[coming], costs.patches[coming])
+        next_one += len(coming)
+        yield filler.pack()
 
-    Not longest first: that fills packs a little better, but sorts them by length, and so by kind of sample.
+
+class Filler:
+    """Fills packs from samples in the order in which they come, with `WINDOW` of them at hand.
+
+    A pack begins with the samples that came first, and so is as mixed as they are; the last ones are those two of the
+    window that leave the least room. (Longest first would fill packs as well, but sort them by length, and so by kind.)
     """
-    packs: list[list[int]] = []
-    patch_room: list[int] = []
-    room: list[tuple[int, int]] = []  # (free tokens, pack), sorted
-    for i in samples:
-        tokens, patches = costs[i]
-        fitting = range(bisect.bisect_left(room, (tokens, -1)), len(room))
-        at = next((at for at in fitting if patch_room[room[at][1]] >= patches), None)
-        if at is not None:
-            free, pack = room.pop(at)
-        else:
-            free, pack = budget.tokens, len(packs)
-            packs.append([])
-            patch_room.append(budget.patches)
-        packs[pack].append(i)
-        patch_room[pack] -= patches
-        bisect.insort(room, (free - tokens, pack))
-    return packs
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._samples = np.empty(0, dtype=np.int64)
+        self._tokens = np.empty(0, dtype=np.int64)
+        self._patches = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Samples at hand."""
+        return len(self._samples)
+
+    def add(self, samples: np.ndarray, tokens: np.ndarray, patches: np.ndarray) -> None:
+        """Samples that come next, with what each costs; none may be over the budget."""
+        self._samples = np.concatenate([self._samples, samples])
+        self._tokens = np.concatenate([self._tokens, tokens])
+        self._patches = np.concatenate([self._patches, patches])
+
+    def pack(self) -> list[int]:
+        """The next pack, of what is at hand; at least the sample that came first is in it."""
+        taken = self._first()
+        free = np.ones(len(self), dtype=bool)
+        free[:taken] = False
+        room = [
+            self._budget.tokens - int(self._tokens[:taken].sum()),
+            self._budget.patches - int(self._patches[:taken].sum()),
+        ]
+        chosen = list(range(taken))
+        while last := self._last(free, *room):
+            free[last] = False
+            room[0] -= int(self._tokens[last].sum())
+            room[1] -= int(self._patches[last].sum())
+            chosen += last
+        packed: list[int] = self._samples[chosen].tolist()
+        self._samples, self._tokens, self._patches = (x[free] for x in (self._samples, self._tokens, self._patches))
+        return packed
+
+    def _first(self) -> int:
+        """How many samples are taken as they come: at least one, and leaving room for about two to choose."""
+        tokens, patches = np.cumsum(self._tokens), np.cumsum(self._patches)
+        left = self._budget.tokens - 2 * int(np.median(self._tokens))
+        fitting = int(np.searchsorted(tokens, left, side="right"))
+        return max(1, min(fitting, int(np.searchsorted(patches, self._budget.patches, side="right"))))
+
+    def _last(self, free: np.ndarray, tokens: int, patches: int) -> list[int]:
+        """The one or two samples at hand that fill so much room best; none if none fits."""
+        fitting = np.flatnonzero(free & (self._tokens <= tokens) & (self._patches <= patches))
+        if not len(fitting):
+            return []
+        order = fitting[np.argsort(self._tokens[fitting], kind="stable")]
+        length, cost = self._tokens[order], self._patches[order]
+        # For each sample the longest that fits beside it, of those before it in this order, so that pairs are distinct.
+        beside = np.minimum(np.searchsorted(length, tokens - length, side="right"), np.arange(len(order))) - 1
+        paired = (beside >= 0) & (cost + cost[beside] <= patches)
+        together = length + np.where(paired, length[beside], 0)
+        best = int(np.argmax(together))
+        return [int(order[best]), int(order[beside[best]])] if paired[best] else [int(order[best])]

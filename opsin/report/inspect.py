@@ -60,18 +60,18 @@ def _statistics(stage: StageView) -> str:
         "of them text": text,
         "of them visual": stage.visual,
         "of them learned": stage.learned,
-        "Encoder patches": sum(example.num_patches for example in stage.examples),
+        "Encoder patches": int(stage.examples.costs.patches.sum()),
         "Packs, all epochs": len(packs),
         "Steps": len(stage.steps),
     }
-    lengths = [example.num_tokens for example in stage.examples]
+    lengths = stage.examples.costs.tokens.tolist()
     plots = _figure("Tokens of a sample", *_histogram(lengths), "tokens")
     if packs:
         fill = stage.fill()
         mean = f"How full the packs are: {np.mean(fill):.1%} on average"
         plots += _figure(mean, *_histogram([100 * share for share in fill], (0, 100)), "% of batch_tokens")
     blocks = counts("What there is", told.items()) + counts(
-        "Samples by file", [(printable(path), size) for path, size in stage.sources]
+        "Samples by source", [(printable(part.name), len(part)) for part in stage.examples.parts]
     )
     return f'<div class="columns">{blocks}</div><div class="plots">{plots}</div>{_refused(stage.refused)}'
 
@@ -193,7 +193,7 @@ def _pack(stage: StageView, index: int) -> str:
         why = "the stage has none, see what was refused" if not stage.steps else "a fraction of an epoch leaves it out"
         return f'<p class="soft pack">In no pack: {why}.</p>'
     pack, budget = place.pack, stage.budget
-    others = [stage.examples[i].id for i in pack.samples if i != index]
+    others = [stage.examples.id(i) for i in pack.samples if i != index]
     more = len(others) - MOST_NEIGHBOURS
     names = ", ".join(map(_shown, others[:MOST_NEIGHBOURS])) + (f" and {more:,} more" if more > 0 else "")
     bars = _bar("tokens", pack.tokens, budget.tokens) + _bar("patches", pack.patches, budget.patches)

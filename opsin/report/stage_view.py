@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from opsin.core.errors import OpsinError
-from opsin.core.types import Example
+from opsin.data.corpus import Corpus
 from opsin.data.example import Preparation
 from opsin.data.plan import Budget, Pack
 
@@ -23,21 +23,26 @@ class Place:
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage. `patch` is the side of an encoder's patch in pixels, `sources` the samples of every file.
+    """One stage. `patch` is the side of an encoder's patch in pixels, `steps` are the packs of every optimiser step.
 
-    `steps` are the packs of every optimiser step; there are none where a sample is over a pack's budget, which
-    `refused` then says. `chosen` are the samples to show.
+    `refused` are records that cannot be used; `dropped` and `shortened` is what the length policy did, a line for every
+    sample; `chosen` are the samples to show.
     """
 
     name: str
-    examples: Sequence[Example]
-    prepare: Preparation
+    examples: Corpus
     patch: int
     budget: Budget
     steps: Sequence[Sequence[Pack]]
-    sources: Sequence[tuple[str, int]]
     refused: Sequence[str] = ()
+    dropped: Sequence[str] = ()
+    shortened: Sequence[str] = ()
     chosen: Sequence[int] = ()
+
+    @property
+    def prepare(self) -> Preparation:
+        """How the samples are prepared."""
+        return self.examples.preparation
 
     @property
     def packs(self) -> list[Pack]:
@@ -47,17 +52,17 @@ class StageView:
     @property
     def tokens(self) -> int:
         """Of all samples, once."""
-        return sum(example.num_tokens for example in self.examples)
+        return int(self.examples.costs.tokens.sum())
 
     @property
     def visual(self) -> int:
         """Visual ones of `tokens`."""
-        return sum(int(example.visual_T.sum()) for example in self.examples)
+        return int(self.examples.costs.visual.sum())
 
     @property
     def learned(self) -> int:
         """Supervised ones of `tokens`."""
-        return sum(example.num_supervised for example in self.examples)
+        return int(self.examples.costs.supervised.sum())
 
     def fill(self) -> list[float]:
         """For every pack, the share of its token budget that is taken."""
@@ -79,9 +84,9 @@ def spread(count: int, most: int) -> list[int]:
     return [i * count // most for i in range(most)] if count > most else list(range(count))
 
 
-def named(examples: Sequence[Example], ids: Sequence[str]) -> list[int]:
+def named(examples: Corpus, ids: Sequence[str]) -> list[int]:
     """Every sample that has one of these ids, in the order of the ids."""
-    return [index for wanted in ids for index, example in enumerate(examples) if example.id == wanted]
+    return [index for wanted in ids for index, known in enumerate(examples.ids()) if known == wanted]
 
 
 def check_found(stages: Sequence[StageView], ids: Sequence[str]) -> None:
@@ -90,7 +95,7 @@ def check_found(stages: Sequence[StageView], ids: Sequence[str]) -> None:
     Raises:
         OpsinError: there are some.
     """
-    known = {example.id for stage in stages for example in stage.examples}
+    known = {name for stage in stages for name in stage.examples.ids()}
     missing = [wanted for wanted in dict.fromkeys(ids) if wanted not in known]
     if missing:
         near = get_close_matches(missing[0], known, n=1)

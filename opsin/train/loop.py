@@ -13,7 +13,8 @@ from torch import nn
 
 from opsin.core.errors import TrainError
 from opsin.core.types import Batch
-from opsin.data.collate import Features, collate, to_device
+from opsin.data.collate import Features, to_device
+from opsin.data.loader import Loader
 from opsin.data.plan import Pack
 from opsin.model.loss import supervised_loss
 from opsin.model.vlm import Vlm
@@ -63,6 +64,7 @@ class StageLoop:
     step: int = 0
     on_audit: Callable[[Audit], None] = field(default=lambda _audit: None)
     _seen_pictures: bool = False
+    _loader: Loader | None = None
 
     def take_step(self) -> StepMetrics:
         """One optimiser step.
@@ -78,8 +80,8 @@ class StageLoop:
         supervised = sum(pack.supervised for pack in packs)
         total, pictures = 0.0, 0
         ids: list[str] = []
-        for pack in packs:
-            batch = self.batch(pack)
+        for _ in packs:
+            batch = self._batch()
             ids += batch.ids
             pictures += len(batch.layouts)
             loss = self.loss(batch)
@@ -111,10 +113,24 @@ class StageLoop:
             seconds=time.perf_counter() - started,
         )
 
-    def batch(self, pack: Pack) -> Batch:
-        """Collate one pack."""
-        examples = [self.data.examples[i] for i in pack.samples]
-        return to_device(collate(examples, self.data.preparation, self.features), self.model.device)
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self._loader is not None:
+            self._loader.close()
+
+    def _batch(self) -> Batch:
+        """The next pack, from the first one of the step that is next when this is called first."""
+        if self._loader is None:
+            self._loader = Loader(
+                self.data.examples,
+                self.data.preparation,
+                [pack for step in self.steps[self.step :] for pack in step],
+                workers=self.stage.workers,
+                timeout=self.stage.worker_timeout,
+                features=self.features,
+                name_of=self.data.examples.name,
+            )
+        return to_device(next(self._loader), self.model.device)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropies at the batch's supervised positions."""

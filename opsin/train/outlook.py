@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from opsin.checkpoint.filling import weightless
-from opsin.core.types import Example
+from opsin.data.corpus import Corpus
+from opsin.data.costs import Kind
 from opsin.data.plan import Pack, Plan
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.data import survey
+from opsin.train.data import Progress, StageData, mixture_digest, plan_steps, quiet, read_stage
 from opsin.train.optimiser import PARTS, prepare_parts, store_parts
 from opsin.train.recipe import Recipe, Stage
 
@@ -41,14 +42,37 @@ class Costly:
 
 
 @dataclass(frozen=True)
-class StageOutlook:
-    """What a stage will do. `histogram` counts samples by length, up to each of `edges` (tokens).
+class SourceOutlook:
+    """What a stage takes of one of its sources: `samples` that it can use, `taken` of them in an epoch.
 
-    `efficiency` is the share of the packs' token budgets that is filled; `balance` how much more than the mean the
-    busiest of `ranks` processes has to do in a step, in tokens and in patches; `memory` bytes by part.
+    `tokens`, `visual`, `supervised` and `patches` are those of all epochs; `kinds` counts the samples that can be used.
     """
 
     name: str
+    path: str
+    samples: int
+    kinds: dict[Kind, int]
+    taken: int
+    tokens: int
+    visual: int
+    supervised: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class StageOutlook:
+    """What a stage will do. `histogram` counts samples by length, up to each of `edges` (tokens).
+
+    - `mixture`: a hash of the contents of its sources and of how much is taken of each
+    - `efficiency`: the share of the packs' token budgets that is filled
+    - `balance`: how much more than the mean the busiest of `ranks` processes has to do in a step, in tokens and patches
+    - `memory`: bytes by part
+    - `refused`: what cannot be used, and `dropped` or `shortened` by the stage's length policy
+    """
+
+    name: str
+    mixture: str
+    sources: tuple[SourceOutlook, ...]
     samples: int
     packs: int
     steps: int
@@ -63,35 +87,41 @@ class StageOutlook:
     balance: tuple[float, float]
     memory: dict[str, int]
     refused: tuple[str, ...]
+    dropped: tuple[str, ...]
+    shortened: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
 
 
-def look_ahead(recipe: Recipe, ranks: int = 1) -> list[StageOutlook]:
+def look_ahead(recipe: Recipe, ranks: int = 1, on_progress: Progress = quiet) -> list[StageOutlook]:
     """Read, render and pack every stage; what would be refused is listed instead of raised.
 
     Raises:
         DataError: a stage has no sample that could be trained on.
     """
     tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
-    return [_outlook(recipe, stage, tokenizer, ranks) for stage in recipe.stages]
+    return [_outlook(recipe, stage, tokenizer, ranks, on_progress) for stage in recipe.stages]
 
 
-def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int) -> StageOutlook:
-    data, steps = survey(stage, recipe.composition, tokenizer, recipe.seed)
+def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_progress: Progress) -> StageOutlook:
+    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True, on_progress=on_progress)
+    steps = plan_steps(data, stage, recipe.seed)
     plan = Plan(tuple(pack for step in steps for pack in step), stage.budget)
-    lengths = np.array([example.num_tokens for example in data.examples])
-    histogram, edges = np.histogram(lengths, bins=min(BINS, max(1, len(set(lengths.tolist())))))
-    visual = [int(example.visual_T.sum()) for example in data.examples]
+    costs = data.examples.costs
+    histogram, edges = np.histogram(costs.tokens, bins=min(BINS, max(1, len(np.unique(costs.tokens)))))
+    sources = _sources(data, stage, plan)
     return StageOutlook(
         name=stage.name,
+        mixture=mixture_digest(stage),
+        sources=sources,
         samples=len(data.examples),
         packs=len(plan.packs),
         steps=len(steps),
         tokens=plan.tokens,
-        visual=sum(visual[i] for pack in plan.packs for i in pack.samples),
+        visual=sum(source.visual for source in sources),
         supervised=plan.supervised,
         patches=plan.patches,
         efficiency=plan.efficiency if plan.packs else 0.0,
@@ -100,13 +130,44 @@ def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int) -> 
         costliest=_costliest(data.examples),
         balance=(_imbalance(steps, ranks, "tokens"), _imbalance(steps, ranks, "patches")),
         memory=memory(recipe, stage),
-        refused=data.skipped,
+        refused=data.refused,
+        dropped=data.dropped,
+        shortened=data.shortened,
+        notes=data.notes,
     )
 
 
-def _costliest(examples: Sequence[Example]) -> tuple[Costly, ...]:
-    most = sorted(examples, key=lambda example: (-example.num_tokens, example.id))[:COSTLIEST]
-    return tuple(Costly(e.name, e.num_tokens, e.num_patches) for e in most)
+def _sources(data: StageData, stage: Stage, plan: Plan) -> tuple[SourceOutlook, ...]:
+    """What every source gives to all epochs of a plan."""
+    costs, parts = data.examples.costs, data.examples.parts
+    seen = np.bincount([i for pack in plan.packs for i in pack.samples], minlength=len(costs))
+    found = []
+    for number, (part, source) in enumerate(zip(parts, stage.data, strict=True)):
+        own = slice(data.examples.first(number), data.examples.first(number) + len(part))
+        tokens, visual, supervised, patches = (
+            int((seen[own] * column[own]).sum())
+            for column in (costs.tokens, costs.visual, costs.supervised, costs.patches)
+        )
+        found.append(
+            SourceOutlook(
+                name=part.name,
+                path=str(source.path),
+                samples=len(part),
+                kinds=part.costs.by_kind(),
+                taken=data.amounts[number],
+                tokens=tokens,
+                visual=visual,
+                supervised=supervised,
+                patches=patches,
+            )
+        )
+    return tuple(found)
+
+
+def _costliest(examples: Corpus) -> tuple[Costly, ...]:
+    costs = examples.costs
+    most = np.argsort(-costs.tokens, kind="stable")[:COSTLIEST].tolist()
+    return tuple(Costly(examples.name(i), int(costs.tokens[i]), int(costs.patches[i])) for i in most)
 
 
 def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> float:

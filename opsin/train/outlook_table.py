@@ -19,6 +19,8 @@ def lines(stages: Sequence[StageOutlook], rate: float | None) -> Iterator[str]:
 
 def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
     yield f"stage {stage.name}: {stage.samples:,} samples, {stage.packs:,} packs ({stage.efficiency:.1%} full)"
+    yield f"  mixture      {stage.mixture[:16]}"
+    yield from _sources(stage)
     yield f"  steps        {stage.steps:,}"
     text = stage.tokens - stage.visual
     yield f"  tokens       {stage.tokens:,} = {text:,} text + {stage.visual:,} visual; {stage.supervised:,} supervised"
@@ -34,6 +36,20 @@ def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
     yield "  most expensive samples"
     for sample in stage.costliest:
         yield f"    {sample.tokens:>7,} tokens, {sample.patches:,} patches  {sample.sample}"
-    if stage.refused:
-        yield f"  refused: {len(stage.refused):,}"
-        yield from (f"    {problem}" for problem in stage.refused)
+    yield from (f"  note: {note}" for note in stage.notes)
+    for what, lines in (("shortened", stage.shortened), ("dropped", stage.dropped), ("refused", stage.refused)):
+        if lines:
+            yield f"  {what}: {len(lines):,}"
+            yield from (f"    {line}" for line in lines)
+
+
+def _sources(stage: StageOutlook) -> Iterator[str]:
+    """A line for every source: what there is, what an epoch takes, and its share of the tokens of all epochs."""
+    width = max(len(source.name) for source in stage.sources)
+    for source in stage.sources:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in source.kinds.items())
+        share = source.tokens / max(1, stage.tokens)
+        yield (
+            f"    {source.name:<{width}}  {source.taken:>9,} of {source.samples:,} an epoch ({kinds}), "
+            f"{share:.1%} of the tokens ({source.visual:,} visual, {source.supervised:,} supervised)"
+        )

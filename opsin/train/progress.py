@@ -20,6 +20,9 @@ from opsin.train.run import Hooks
 PLAIN_EVERY = 20
 """Steps between printed lines where there is no terminal to draw a bar on."""
 
+READ_EVERY = 200
+"""Samples read between two looks at the clock."""
+
 
 class ProgressHooks:
     """Hooks that print; `before` and `after` are for the caller's own work around the stages.
@@ -44,6 +47,7 @@ class ProgressHooks:
         """The value that a run takes."""
         return Hooks(
             on_line=self.on_line,
+            on_read=self.on_read,
             on_features=self.on_features,
             on_stage=self._on_stage,
             on_step=self._on_step,
@@ -54,6 +58,11 @@ class ProgressHooks:
     def on_line(self, line: str) -> None:
         """Print one line above any bar."""
         self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    def on_read(self, name: str, done: int) -> None:
+        """Progress of reading a source, of which nobody knows how many samples it has."""
+        if done % READ_EVERY == 0:
+            self._advance(f"reading {name}", done, None, "samples")
 
     def on_features(self, done: int, total: int) -> None:
         """Progress of the feature cache."""
@@ -68,6 +77,7 @@ class ProgressHooks:
             self._close()
 
     def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
+        self._close()
         plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.budget)
         trained = ", ".join(f"{part} {plan.lr:g}" for part, plan in stage.train.parts.items())
         self.on_line(
@@ -82,7 +92,7 @@ class ProgressHooks:
         if not self.console.is_terminal and (metrics.step % PLAIN_EVERY == 0 or metrics.step == total):
             self.on_line(f"{stage.name} {metrics.step}/{total}  {text}")
 
-    def _advance(self, name: str, done: int, total: int, text: str) -> None:
+    def _advance(self, name: str, done: int, total: int | None, text: str) -> None:
         if not self.console.is_terminal:
             return
         if self._progress is None:
@@ -100,7 +110,7 @@ class ProgressHooks:
             self._task = self._progress.add_task(name, total=total, text=text)
         if self._task is not None:
             self._progress.update(self._task, description=name, completed=done, total=total, text=text)
-        if done >= total:
+        if total is not None and done >= total:
             self._close()
 
     def _close(self) -> None:

@@ -10,12 +10,16 @@ from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError, OpsinError, RecipeError
 from opsin.core.paths import ExistingFolder
+from opsin.data.costs import Kind
+from opsin.data.mixture import check_shares
 from opsin.data.plan import Budget
+from opsin.data.policy import TooLong
 from opsin.data.sources import Source
 from opsin.model.config import Lora, ModelConfig, PartName
 from opsin.model.pretrained import Value
 from opsin.text.templates import Template
 from opsin.train.validate import load_config
+from opsin.vision.resolution import Resolution
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 PATCHES_PER_TOKEN = 32
@@ -64,9 +68,12 @@ class Stage(Value):
     """One stage: data, what is trained and how fast, and for how long."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=40)
-    data: list[Source] = Field(min_length=1)
+    data: list[Source] = Field(min_length=1, description="the mixture: sources, and how much an epoch takes of each")
+    only: list[Kind] | None = Field(None, min_length=1, description="samples of other kinds are left out and counted")
     train: Trained
     template: Template | None = Field(None, description="chat template of this stage; by default the model's")
+    resolution: Resolution | None = Field(None, description="of this stage's pictures; by default the model's")
+    too_long: TooLong = Field("error", description="what to do with samples over a pack's budgets or the context")
     epochs: float = Field(1.0, gt=0, le=1000)
     order: Literal["shuffled", "as_listed"] = Field(
         "shuffled", description="as_listed: all epochs of a data file before the next one's, shuffled within each"
@@ -79,7 +86,8 @@ class Stage(Value):
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
     cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
-
+    workers: int = Field(0, ge=0, le=256, description="processes that decode pictures ahead of the training")
+    worker_timeout: float = Field(300.0, gt=0, description="seconds after which a worker without its pack has hung")
     warm_start: WarmStart | None = None
 
     @property
@@ -87,6 +95,22 @@ class Stage(Value):
         """The most that one pack holds."""
         # However few tokens a connector makes of a picture, a pack's pictures stay within memory.
         return Budget(self.batch_tokens, self.batch_patches or PATCHES_PER_TOKEN * self.batch_tokens)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The sources by their names: their own, or that of the file, with a number where two have the same."""
+        names = [source.name or source.path.stem for source in self.data]
+        return {
+            name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}": source
+            for i, (name, source) in enumerate(zip(names, self.data, strict=True))
+        }
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> Stage:
+        check_shares(self.data)
+        if len(self.sources) < len(self.data):
+            raise ValueError("two sources have the same name; give each a 'name' of its own")
+        return self
 
     @model_validator(mode="after")
     def _options_fit(self) -> Stage:

@@ -14,8 +14,8 @@ import transformers
 from pydantic import ValidationError
 
 from opsin import __version__
-from opsin.core.errors import CheckpointError, TrainError
-from opsin.core.files import sha256_bytes, sha256_file, write_json, write_text
+from opsin.core.errors import TrainError
+from opsin.core.files import sha256_bytes, write_json, write_text
 from opsin.train.recipe import Recipe
 
 
@@ -42,9 +42,10 @@ def read_record(out: Path) -> Recipe:
         raise TrainError(f"{out}: recipe.json or run.json was altered and cannot be read; start a new run") from None
     if recipe_digest != _recipe_digest(recipe):
         raise TrainError(f"{path}: changed since the run began; a resumed run must keep its recipe: start a new run")
-    for name, digest in _data_hashes(recipe).items():
-        if data.get(name) != digest:
-            raise TrainError(f"{name}: changed since the run began; a resumed run must see the same data")
+    for stage in recipe.stages:
+        for name, source in stage.sources.items():
+            if data.get(stage.name, {}).get(name) != source.identity():
+                raise TrainError(f"{source.path}: changed since the run began; a resumed run must see the same data")
     return recipe
 
 
@@ -67,12 +68,9 @@ def _recipe_digest(recipe: Recipe) -> str:
     return sha256_bytes(recipe.model_dump_json().encode())
 
 
-def _data_hashes(recipe: Recipe) -> dict[str, str]:
-    try:
-        files = [path for stage in recipe.stages for source in stage.data for path in source.files]
-        return {str(path): sha256_file(path) for path in dict.fromkeys(files)}
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); it is part of the run") from None
+def _mixtures(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """For every stage its sources' contents, by their names, each as a hash."""
+    return {stage.name: {name: source.identity() for name, source in stage.sources.items()} for stage in recipe.stages}
 
 
 def _provenance(recipe: Recipe) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def _provenance(recipe: Recipe) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": _git_state(),
         "recipe_sha256": _recipe_digest(recipe),
-        "data": _data_hashes(recipe),
+        "data": _mixtures(recipe),
     }
 
 

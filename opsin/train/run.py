@@ -3,7 +3,8 @@
 RUN/recipe.json      the resolved recipe
 RUN/run.json         versions, git state, hashes of the data files
 RUN/metrics.jsonl    one line a step
-RUN/skipped.txt      records that skip_bad left out, and why
+RUN/skipped.txt      records that skip_bad left out, samples that were too long, and why
+RUN/shortened.txt    samples that too_long made shorter, and how
 RUN/checkpoints/     00-align-000000120/ ...
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from opsin.train.warm_start import warm_start
 OPTIMISER = "optimiser.safetensors"
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.txt"
+SHORTENED = "shortened.txt"
 
 
 def _ignore(*_: object) -> None:
@@ -50,6 +53,7 @@ class Hooks:
     """What a caller wants to be told. None of them can change the training."""
 
     on_line: Callable[[str], None] = _ignore
+    on_read: Callable[[str, int], None] = _ignore
     on_features: Callable[[int, int], None] = _ignore
     on_stage: Callable[[Stage, StageLoop], None] = _ignore
     on_step: Callable[[Stage, StepMetrics, int], None] = _ignore
@@ -75,10 +79,10 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
     hooks = hooks or Hooks()
     if candidates(out / CHECKPOINTS):
         raise TrainError(f"{out}: holds a run already; resume it with --resume {out}, or choose another directory")
-    work = _read_work(recipe, 0)
+    work = _read_work(recipe, 0, hooks)
     out.mkdir(parents=True, exist_ok=True)
     write_record(recipe, out)
-    _name_skipped(work, out, hooks)
+    _name_affected(work, out, hooks)
     (out / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     torch.manual_seed(recipe.seed)
     model = _first_model(recipe).to(_device(recipe))
@@ -105,7 +109,7 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
     if position.stage >= len(recipe.stages):
         hooks.on_line(f"{out}: all {len(recipe.stages)} stages are complete; nothing to do")
         return folder
-    work = _read_work(recipe, position.stage)
+    work = _read_work(recipe, position.stage, hooks)
     model = Vlm(read_config(folder).config, weights=False).to(_device(recipe))
     model.precision = recipe.precision
     if position.step == 0:
@@ -129,7 +133,7 @@ class Work:
     steps: dict[int, list[tuple[Pack, ...]]]
 
 
-def _read_work(recipe: Recipe, first: int) -> Work:
+def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
     """Read, render and plan all stages to come, before any compute is spent.
 
     Raises:
@@ -145,7 +149,9 @@ def _read_work(recipe: Recipe, first: int) -> Work:
         if any(plan.lora is not None for plan in stage.train.parts.values()):
             require_peft()
         try:
-            data[index] = read_stage(stage, recipe.composition, tokenizer, skip_bad=recipe.skip_bad)
+            data[index] = read_stage(
+                stage, recipe.composition, tokenizer, skip_bad=recipe.skip_bad, on_progress=hooks.on_read
+            )
             steps[index] = plan_steps(data[index], stage, recipe.seed)
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
@@ -154,17 +160,23 @@ def _read_work(recipe: Recipe, first: int) -> Work:
     return Work(recipe, tokenizer, data, steps)
 
 
-def _name_skipped(work: Work, out: Path, hooks: Hooks) -> None:
-    """Say how many records are left out, and write down which and why."""
-    lines = []
+def _name_affected(work: Work, out: Path, hooks: Hooks) -> None:
+    """Say how many samples are left out or made shorter, and write down which and why."""
+    left: list[str] = []
+    shortened: list[str] = []
     for index, data in work.data.items():
         stage = work.recipe.stages[index].name
-        if data.skipped:
-            used = len(data.examples)
-            hooks.on_line(f"stage {stage!r}: {used} samples; {len(data.skipped)} problems skipped, see {out / SKIPPED}")
-        lines += [f"{stage}: {problem}\n" for problem in data.skipped]
-    if lines:
-        write_text(out / SKIPPED, "".join(lines))
+        lost = (*data.refused, *data.dropped)
+        if lost:
+            used = f"stage {stage!r}: {len(data.examples)} samples"
+            hooks.on_line(f"{used}; {len(lost)} problems skipped, see {out / SKIPPED}")
+        if data.shortened:
+            hooks.on_line(f"stage {stage!r}: {len(data.shortened)} samples made shorter, see {out / SHORTENED}")
+        left += [f"{stage}: {line}\n" for line in lost]
+        shortened += [f"{stage}: {line}\n" for line in data.shortened]
+    for name, lines in ((SKIPPED, left), (SHORTENED, shortened)):
+        if lines:
+            write_text(out / name, "".join(lines))
 
 
 def _first_model(recipe: Recipe) -> Vlm:
@@ -204,16 +216,16 @@ def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path 
             loop.step = position.step
             restore_optimiser(model, loop.optimiser, load_file(folder / OPTIMISER))
             folder = None
-        last = _train_stage(work, index, loop, out, hooks)
+        with closing(loop):
+            last = _train_stage(work, index, loop, out, hooks)
         hooks.after_stage(stage, model)
     return last
 
 
 def _build_loop(work: Work, index: int, model: Vlm, hooks: Hooks) -> StageLoop:
     stage, data = work.recipe.stages[index], work.data[index]
-    for name, count in sorted(data.counts.items()):
-        if "dropped" in name:
-            hooks.on_line(f"stage {stage.name!r}: {count} {name}")
+    for note in data.notes:
+        hooks.on_line(f"stage {stage.name!r}: {note}")
     features = _features(model, stage, data.examples, data.preparation, hooks) if stage.cache_features else None
     return StageLoop(
         model=model,

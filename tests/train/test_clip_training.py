@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from opsin.core.types import Clip, Conversation, Medium, Picture, Turn
-from opsin.data.example import make_example
 from opsin.train.data import StageData, plan_steps
 from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
+from tests.support.corpora import corpus_of
 from tests.support.models import dialogue, draw_picture, stage_of, tiny_vlm
 from tests.support.videos import write_video
 
@@ -52,8 +51,8 @@ def loop_of(folder: Path, kind: str, precision: str, train: dict[str, Any], *, c
     stage = stage_of(train, epochs=8, batch_tokens=512)
     store_parts(model, [stage], precision)
     prepare_parts(model, stage)
-    examples = tuple(make_example(conversation, prepare) for conversation in conversations(folder))
-    data = StageData(examples, (len(examples),), prepare, Counter())
+    examples = corpus_of(folder, conversations(folder), prepare)
+    data = StageData(examples, (len(examples),))
     features = FeatureCache(model, prepare, folder / "features") if cached else None
     if features is not None:
         features.add(pair for example in examples for pair in example.seen)

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from opsin.core.types import Clip, Medium, Picture
-from opsin.data.example import Preparation, Seen, plan_media, seen_alone
+from opsin.data.example import Preparation, Seen, plan_media, seen_alone, shrunk
 from opsin.model.vlm import Vlm
 from opsin.train import features
 from opsin.train.features import FeatureCache
 from opsin.train.recipe import Recipe
 from opsin.train.run import Hooks, start
+from opsin.vision.shrinking import ladder
 from tests.support.models import build, draw_picture, model_value, recipe_value, tiny_vlm
 from tests.support.tokenizers import chatml_tokenizer_dir
 from tests.support.videos import write_video
@@ -64,6 +65,15 @@ def test_a_picture_that_is_cut_the_same_way_alone_and_among_others_is_one_entry(
         cache = FeatureCache(*made, tmp_path / resolution)
         assert cache.add(seen_alone(pictures[:2], made[1])) == 2
         assert cache.add(beside(pictures[:2], made[1])) == 0
+
+
+def test_a_picture_that_was_shrunk_for_a_long_sample_is_an_entry_of_its_own(tmp_path: Path) -> None:
+    made = made_of(tmp_path, encoder="native_vit", resolution="any_res")
+    wide = Picture(path=draw_picture(tmp_path / "wide.png", 1, (64, 64)))
+    (whole,) = seen_alone([wide], made[1])
+    layouts = [shrunk(whole, made[1], level)[1] for level in range(len(ladder(made[1].resolution)))]
+    cache = FeatureCache(*made, tmp_path / "features")
+    assert cache.add([(wide, layout) for layout in layouts]) == len({layout.tiles for layout in layouts}) > 1
 
 
 def test_another_connector_reads_the_same_entries(tmp_path: Path, pictures: list[Picture]) -> None:

@@ -1,0 +1,175 @@
+"""What samples cost, worked out once and kept: when it is used again, and when not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opsin.data import index as module
+from opsin.data.corpus import Corpus, Part
+from opsin.data.costs import KINDS
+from opsin.data.example import Fit, Preparation, make_example
+from opsin.data.index import Index, index_of
+from opsin.data.sources import LlavaFile
+from tests.support.models import draw_picture, tiny_vlm
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Preparation:
+    return tiny_vlm(tmp_path)[1]
+
+
+def record(number: int, pictures: int = 1) -> dict[str, Any]:
+    question = "<image>" * pictures + f"What is number {number}?"
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "so " * (1 + number % 5)}]
+    return {"id": f"id-{number}", "image": [f"{i}.png" for i in range(pictures)], "conversations": turns}
+
+
+def written(folder: Path, records: list[dict[str, Any]]) -> LlavaFile:
+    for number in range(3):
+        draw_picture(folder / f"{number}.png", number, (40 + 8 * number, 30))
+    path = folder / "data.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return LlavaFile(path=path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> LlavaFile:
+    return written(tmp_path, [record(n, n % 3) for n in range(9)])
+
+
+def count_measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever samples are rendered."""
+    calls: list[int] = []
+    real = module.make_example
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "make_example", counted)
+    return calls
+
+
+def corpus(source: LlavaFile, index: Index, prepare: Preparation, **changes: Any) -> Corpus:
+    return Corpus([Part("data", source, index, np.arange(len(index)), index.costs, **changes)], prepare)
+
+
+def test_costs_are_those_of_the_examples(source: LlavaFile, prepare: Preparation) -> None:
+    index = index_of(source, prepare)
+    examples = [make_example(conversation, prepare) for conversation in source.conversations(index.counts.copy())]
+    assert index.ids == tuple(example.id for example in examples)
+    assert index.costs.tokens.tolist() == [example.num_tokens for example in examples]
+    assert index.costs.visual.tolist() == [int(example.visual_T.sum()) for example in examples]
+    assert index.costs.supervised.tolist() == [example.num_supervised for example in examples]
+    assert index.costs.patches.tolist() == [example.num_patches for example in examples]
+    assert [KINDS[kind] for kind in index.costs.kinds] == ["text", "image", "images"] * 3
+    assert index.counts == {"conversations": 9, "turns": 18, "pictures": 9}
+
+
+def test_a_sample_is_read_again_as_it_was(source: LlavaFile, prepare: Preparation) -> None:
+    samples = corpus(source, index_of(source, prepare), prepare)
+    examples = [
+        make_example(conversation, prepare) for conversation in source.conversations(samples.parts[0].index.counts)
+    ]
+    for number in (8, 0, 5, 5):
+        for name in ("tokens_T", "supervised_T", "visual_T", "positions_AT"):
+            assert np.array_equal(getattr(samples[number], name), getattr(examples[number], name))
+        assert samples[number].seen == examples[number].seen
+        assert samples.name(number) == examples[number].name
+    assert [example.id for example in samples] == list(samples.ids())
+
+
+def test_a_part_may_use_some_samples_and_make_them_shorter(source: LlavaFile, prepare: Preparation) -> None:
+    index = index_of(source, prepare)
+    chosen = np.array([2, 7])
+    part = Part("data", source, index, chosen, index.costs.take(chosen), {7: Fit(exchanges=1)})
+    both = Corpus([part, part], prepare)
+    assert len(both) == 4
+    assert list(both.ids()) == ["id-2", "id-7"] * 2
+    assert both[3].id == both.id(3) == "id-7"
+    assert [both.first(0), both.first(1)] == [0, 2]
+    with pytest.raises(IndexError):
+        both[4]
+
+
+def test_a_second_look_renders_nothing(
+    source: LlavaFile, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = index_of(source, prepare)
+    calls = count_measured(monkeypatch)
+    again = index_of(LlavaFile(path=source.path), prepare)
+    assert calls == []
+    assert (again.ids, again.counts) == (first.ids, first.counts)
+    assert np.array_equal(again.addresses_N4, first.addresses_N4)
+    assert np.array_equal(again.costs.columns(), first.costs.columns())
+
+
+def test_how_much_is_taken_of_a_source_changes_nothing(
+    source: LlavaFile, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_of(source, prepare)
+    calls = count_measured(monkeypatch)
+    index_of(LlavaFile(path=source.path, name="other", weight=2.0), prepare)
+    assert calls == []
+
+
+def test_what_changes_is_measured_anew(
+    source: LlavaFile, prepare: Preparation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index_of(source, prepare)
+    calls = count_measured(monkeypatch)
+
+    def measured() -> bool:
+        index_of(LlavaFile(path=source.path), prepare)
+        found = bool(calls)
+        calls.clear()
+        return found
+
+    draw_picture(tmp_path / "1.png", 7, (64, 64))
+    assert measured()  # a picture of another size
+    assert not measured()
+    records = json.loads(source.path.read_text(encoding="utf-8"))
+    facts = source.path.stat()
+    records[0]["id"] = "id-X"  # as long as it was, and at the same time: only the content tells
+    source.path.write_text(json.dumps(records), encoding="utf-8")
+    os.utime(source.path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert source.path.stat().st_size == facts.st_size
+    assert measured()
+    (tmp_path / "1.png").unlink()
+    assert measured()
+
+
+def test_other_geometry_or_template_is_another_index(source: LlavaFile, prepare: Preparation, tmp_path: Path) -> None:
+    other = tiny_vlm(tmp_path, resolution="any_res", encoder="siglip")[1]
+    assert other.digest != prepare.digest
+    assert index_of(source, other).costs.tokens.tolist() != index_of(source, prepare).costs.tokens.tolist()
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "other"])
+def test_a_damaged_index_is_made_anew(source: LlavaFile, prepare: Preparation, cache_folder: Path, damage: str) -> None:
+    first = index_of(source, prepare)
+    (path,) = (cache_folder / "lengths").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"cut": whole[: len(whole) // 2], "garbage": b"\x93NUMPY" + whole, "empty": b"", "other": b"{}"}[damage]
+    )
+    assert index_of(LlavaFile(path=source.path), prepare).ids == first.ids
+
+
+def test_problems_are_told_every_time_until_they_are_mended(tmp_path: Path, prepare: Preparation) -> None:
+    (tmp_path / "gone.png").unlink(missing_ok=True)
+    records = [record(0), record(1) | {"image": "gone.png"}]
+    source = written(tmp_path, records)
+    for _ in range(2):
+        index = index_of(source, prepare)
+        assert index.ids == ("id-0",)
+        (problem,) = index.problems
+        assert "(id-1) image 'gone.png': no such file" in problem
+    draw_picture(tmp_path / "gone.png", 1)
+    assert index_of(source, prepare).ids == ("id-0", "id-1")
