@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,17 +11,18 @@ from typing import Literal
 from opsin.core.errors import DataError, OpsinError
 from opsin.core.types import Clip, Conversation, Medium, Picture
 from opsin.data.parquet_file import ParquetFile
-from opsin.data.record_file import Counts
-from opsin.data.records import BadRecord, read_records
+from opsin.data.record_file import BadRecord, Counts
+from opsin.data.records import read_records
 from opsin.data.science_qa import ScienceQA
 from opsin.data.sources import LlavaFile, MessagesFile, Source
 from opsin.data.tar_shards import TarShards
 from opsin.text.templates import ordered_turns, sample_name
-from opsin.vision.picture import open_picture, picture_size
+from opsin.vision.picture import frames_size, open_picture, picture_size
 from opsin.vision.video import read_frames, video_facts
 
-Kind = Literal["record", "ids", "turns", "picture", "video"]
+Kind = Literal["record", "turns", "picture", "video"]
 Progress = Callable[[int], None]
+ANIMATIONS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a file holds and what is wrong with it."""
+    """What a file holds and what is wrong with it; `notes` are what is worth knowing but stops nothing."""
 
     path: Path
     counts: Counts
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> dict[Kind, int]:
@@ -87,10 +89,10 @@ def check(source: Source, *, decode: bool = False, on_progress: Progress = lambd
             on_progress(done)
     except DataError as error:
         problems += [Problem("record", text) for text in error.problems]
-    if ids.first:
+    if ids.repeated:
         counts["repeated ids"] = ids.repeated
-        problems.append(Problem("ids", ids.problem()))
-    return Checked(source.path, counts, tuple(sorted(problems, key=lambda problem: _line(problem.text, source.path))))
+    problems.sort(key=lambda problem: _line(problem.text, source.path))
+    return Checked(source.path, counts, tuple(problems), (*ids.notes(), *seen.notes()))
 
 
 class _Ids:
@@ -109,12 +111,13 @@ class _Ids:
             self.repeated += 1
         self._hashes.add(key)
 
-    def problem(self) -> str:
+    def notes(self) -> Iterator[str]:
         """What to say of them: once for a file, since in some published sets most ids are repeated."""
-        return (
-            f"{self.first} an earlier record has this id; in all {self.repeated:,} ids are repeated. "
-            "Messages and reports name samples by their ids: make them differ"
-        )
+        if self.repeated:
+            yield (
+                f"{self.first} an earlier record has this id; in all {self.repeated:,} ids are repeated. "
+                "Messages and reports name samples by their ids"
+            )
 
 
 def _problems(conversation: Conversation, seen: _Seen) -> Sequence[Problem]:
@@ -134,41 +137,55 @@ class _Seen:
 
     def __init__(self, *, decode: bool) -> None:
         self._decode = decode
+        self._animations = 0
+        self._animated: list[str] = []
         self._good: set[int] = set()
         self._bad: dict[Medium, Problem] = {}
 
     def problem(self, medium: Medium) -> Problem | None:
         """What is wrong with a medium."""
         if isinstance(medium, Picture) and medium.data is not None:  # its bytes belong to this record alone
-            return _medium(medium, decode=self._decode)
+            return self._opened(medium)
         if hash(medium) in self._good:
             return None
         if medium not in self._bad:
-            problem = _medium(medium, decode=self._decode)
+            problem = self._opened(medium)
             if problem is None:
                 self._good.add(hash(medium))
                 return None
             self._bad[medium] = problem
         return self._bad[medium]
 
+    def notes(self) -> Iterator[str]:
+        """What to say of animations: once for a file."""
+        if self._animations:
+            named = ", ".join(self._animated) + ", ..." * (self._animations > len(self._animated))
+            yield f"{self._animations:,} animated pictures, of which the first frame is taken: {named}"
 
-def _medium(medium: Medium, *, decode: bool) -> Problem | None:
-    is_clip = isinstance(medium, Clip)
-    try:
-        if isinstance(medium, Clip) and medium.path is not None:
-            facts = video_facts(medium.path)
-            if decode:
-                for _ in read_frames(medium.path, sorted({0, facts.frames - 1})):
-                    pass
-            return None
-        for picture in medium.frames if isinstance(medium, Clip) else (medium,):
-            if decode:
-                open_picture(picture).close()
+    def _opened(self, medium: Medium) -> Problem | None:
+        try:
+            if isinstance(medium, Picture):
+                self._look(medium)
+            elif medium.path is not None:
+                facts = video_facts(medium.path)
+                if self._decode:
+                    for _ in read_frames(medium.path, sorted({0, facts.frames - 1})):
+                        pass
             else:
-                picture_size(picture)
-    except OpsinError as error:
-        return Problem("video" if is_clip else "picture", str(error))
-    return None
+                frames_size(medium.frames)
+                for frame in medium.frames:
+                    self._look(frame)
+        except OpsinError as error:
+            return Problem("video" if isinstance(medium, Clip) else "picture", str(error))
+        return None
+
+    def _look(self, picture: Picture) -> None:
+        if picture_size(picture).animated:
+            self._animations += 1
+            if self._animations <= ANIMATIONS_NAMED:
+                self._animated.append(picture.name)
+        if self._decode:
+            open_picture(picture).close()
 
 
 def _line(text: str, path: Path) -> int:

@@ -1,37 +1,82 @@
-"""What all files of records have in common: reading them through, and saying everything that is wrong."""
+"""What all files of records have in common: reading them through or at random, and saying everything that is wrong."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import json
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opsin.core.errors import DataError
+from opsin.core.files import sha256_bytes, sha256_file
 from opsin.core.paths import ExistingFile, ExistingFolder
-from opsin.core.types import Clip, Conversation, Turn
+from opsin.core.types import Clip, Conversation, Picture, Turn
 from opsin.data.fields import RecordError, mapping, shown, whole
+from opsin.data.file_state import FileState, check_unchanged, readable, states_of
 from opsin.data.media_paths import MediaRoot
-from opsin.data.records import BadRecord, Record, read_records
+from opsin.data.mixture import Portion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+IDENTITY = 1
+"""Raised when a format is read in another way, so that what was derived from it before is not used."""
 
 Counts = Counter[str]
 """What a reader did, by name: conversations, turns, pictures, clips, leading gpt turns dropped."""
 
 
-class RecordSource(BaseModel):
-    """Records, one conversation each."""
+class Address(NamedTuple):
+    """Where a record stands: in which of `source.files`, the line for messages, and two numbers of the source's own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: int
+    line: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record: `where` it stands (file:line), and the `name` of that place, for a record without an id.
+
+    `pictures` are those that lie beside the value, by their names.
+    """
+
+    where: str
+    name: str
+    value: Any
+    address: Address
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A place that cannot be read."""
+
+    where: str
+    problem: str
+
+
+class RecordSource(Portion):
+    """Records, one conversation each, and how much of them an epoch takes."""
 
     @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
         """The files that are read, in order; media beside them are not among them."""
+
+    @cached_property
+    def states(self) -> dict[Path, FileState]:
+        """The files as they are when the source is first used: they must stay so for as long as it is used.
+
+        Raises:
+            DataError: one is not there.
+        """
+        return states_of(self.files)
 
     def conversations(self, counts: Counts) -> Iterator[Conversation]:
         """Yield the good records and add to `counts`.
@@ -39,30 +84,70 @@ class RecordSource(BaseModel):
         Raises:
             DataError: after the last record, with every problem; at once when a file is not there, or changes.
         """
-        for path in self.files:
-            if not path.is_file():
-                raise DataError([f"{path}: no such file; correct the path"])
+        return (conversation for _, conversation in self.located(counts))
+
+    def located(self, counts: Counts) -> Iterator[tuple[Address, Conversation]]:
+        """As `conversations`, each with the address at which `reader` finds it again.
+
+        Raises:
+            DataError: as `conversations`.
+        """
+        states = self.states
         problems: list[str] = []
         for record in self._records(counts):
             if isinstance(record, BadRecord):
                 problems.append(f"{record.where}: {record.problem}")
                 continue
             try:
-                conversation = self._conversation(record, counts)
+                conversation = self.conversation(record, counts)
             except RecordError as error:
-                problems += [f"{record.where}: ({_id_or_name(record)}) {problem}" for problem in error.args]
+                problems += _named(record, error)
                 continue
             _count(conversation, counts)
-            yield conversation
+            yield record.address, conversation
+        for path, state in states.items():
+            check_unchanged(path, state)
         if problems:
             raise DataError(problems)
 
-    def _conversation(self, record: Record, counts: Counts) -> Conversation:
+    @abstractmethod
+    def reader(self) -> Reader:
+        """Reads single records again, in any order.
+
+        Raises:
+            DataError: a file is not there.
+        """
+
+    def identity(self) -> str:
+        """A name for what is read and how: equal names, equal conversations at equal addresses.
+
+        Raises:
+            DataError: a file is not there, has changed, or cannot be read.
+        """
+        contents = {}
+        for path, state in self.states.items():
+            contents[str(path)] = self._content(path, state)
+            check_unchanged(path, state)
+        options = self.model_dump(mode="json", exclude=set(Portion.model_fields))
+        return sha256_bytes(json.dumps([IDENTITY, options, contents], sort_keys=True).encode())
+
+    def conversation(self, record: Record, counts: Counts) -> Conversation:
+        """What a record says.
+
+        Raises:
+            RecordError: it cannot be used.
+        """
         mapping(record.value, "the record")
         turns = self._turns(record, counts)
         if not turns:
             raise RecordError("has 0 turns; remove the record")
         return Conversation(id=_sample_id(record), turns=turns, where=record.where)
+
+    def _content(self, path: Path, state: FileState) -> Any:
+        """What tells one content of a file from another."""
+        del state
+        with readable(path):
+            return sha256_file(path)
 
     @abstractmethod
     def _records(self, counts: Counts) -> Iterator[Record | BadRecord]:
@@ -71,6 +156,36 @@ class RecordSource(BaseModel):
     @abstractmethod
     def _turns(self, record: Record, counts: Counts) -> tuple[Turn, ...]:
         """The turns of a record whose value is an object; raises RecordError."""
+
+
+class Reader(ABC):
+    """Reads records of a source again, each at its address. It may be used in forked processes, at the same time."""
+
+    def __init__(self, source: RecordSource) -> None:
+        self._source = source
+        self._files = tuple(source.states.items())
+
+    def conversation(self, address: Address) -> Conversation:
+        """The conversation that `located` gave with this address.
+
+        Raises:
+            DataError: its file has changed or is gone, or one of its media is; there is no record at the address.
+        """
+        path, state = self._files[address.file]
+        record = self._record(path, state, address)
+        if isinstance(record, BadRecord):
+            raise DataError([f"{record.where}: {record.problem}"])
+        try:
+            return self._source.conversation(record, Counter())
+        except RecordError as error:  # a medium that was there when the record was first read
+            raise DataError(_named(record, error)) from None
+
+    def close(self) -> None:  # noqa: B027 (most readers keep nothing open)
+        """Let go of what is open."""
+
+    @abstractmethod
+    def _record(self, path: Path, state: FileState, address: Address) -> Record | BadRecord:
+        """The record as `_records` gave it; raises DataError if the file is not in this state."""
 
 
 class RecordFile(RecordSource):
@@ -85,18 +200,18 @@ class RecordFile(RecordSource):
         """The one file."""
         return (self.path,)
 
-    @property
-    def _media(self) -> MediaRoot:
+    @cached_property
+    def media(self) -> MediaRoot:
+        """Where the media lie."""
         return MediaRoot(self.image_root or self.path.parent, self.allow_outside)
-
-    def _records(self, counts: Counts) -> Iterator[Record | BadRecord]:
-        del counts
-        return read_records(self.path)
 
 
 def _count(conversation: Conversation, counts: Counts) -> None:
-    clips = sum(isinstance(medium, Clip) for medium in conversation.media)
-    counts.update(conversations=1, turns=len(conversation.turns), pictures=len(conversation.media) - clips)
+    media = conversation.media
+    clips = sum(isinstance(medium, Clip) for medium in media)
+    counts["conversations"] += 1
+    counts["turns"] += len(conversation.turns)
+    counts["pictures"] += len(media) - clips
     if clips:
         counts["clips"] += clips
 
@@ -108,6 +223,11 @@ def _sample_id(record: Record) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise RecordError(f"'id' must be a text or a number, got {shown(value)}")
     return whole(str(value), "'id'")
+
+
+def _named(record: Record, error: RecordError) -> list[str]:
+    """The problems of a record, each with its place and id."""
+    return [f"{record.where}: ({_id_or_name(record)}) {problem}" for problem in error.args]
 
 
 def _id_or_name(record: Record) -> str:

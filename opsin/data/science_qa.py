@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +10,9 @@ from opsin.core.errors import DataError
 from opsin.core.paths import ExistingFile
 from opsin.core.types import Part, Picture, Turn
 from opsin.data.fields import RecordError, shown, string
-from opsin.data.record_file import Counts, RecordFile
-from opsin.data.records import BadRecord, Record
+from opsin.data.file_state import FileState, check_unchanged, readable
+from opsin.data.record_file import Address, BadRecord, Counts, Reader, Record, RecordFile
+from opsin.data.records import JsonError, json_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,24 +49,38 @@ class ScienceQA(RecordFile):
 
     def _records(self, counts: Counts) -> Iterator[Record | BadRecord]:
         del counts
+        problems, names = self.problems()
+        path, splits_path = self.files
+        for ordinal, name in enumerate(names):
+            if not isinstance(name, str) or name not in problems:
+                yield BadRecord(str(splits_path), f"the split {self.split!r} has {shown(name)}, which is not a problem")
+                continue
+            yield Record(str(path), name, problems[name], Address(0, 0, ordinal, 1))
+
+    def problems(self) -> tuple[dict[str, Any], list[Any]]:
+        """All problems by their names, and the names that the split has.
+
+        Raises:
+            DataError: they cannot be read, or there is no such split.
+        """
         path, splits_path = self.files
         problems, splits = _object(path), _object(splits_path)
         names = splits.get(self.split)
         if not isinstance(names, list):
             known = ", ".join(map(ascii, sorted(splits)[:20]))
             raise DataError([f"{splits_path}: no split {self.split!r}; there are {known or 'none'}"])
-        for name in names:
-            if not isinstance(name, str) or name not in problems:
-                yield BadRecord(str(splits_path), f"the split {self.split!r} has {shown(name)}, which is not a problem")
-                continue
-            yield Record(str(path), name, problems[name])
+        return problems, names
+
+    def reader(self) -> Reader:
+        """Keeps the problems, which are few; an address has the ordinal of a problem in its split."""
+        return _ScienceQAReader(self)
 
     def _turns(self, record: Record, counts: Counts) -> tuple[Turn, ...]:
         del counts
         fields: dict[str, Any] = record.value
         pictures: list[Picture] = []
         if fields.get("image"):
-            pictures = self._media.pictures([f"{record.name}/{string(fields, 'image', 'the problem')}"])
+            pictures = self.media.pictures([f"{record.name}/{string(fields, 'image', 'the problem')}"])
         if self.prompt == "letter":
             question, answer = _letter_form(fields)
             parts: tuple[Part, ...] = (*pictures, "\n" * bool(pictures) + question)
@@ -73,6 +88,17 @@ class ScienceQA(RecordFile):
             question, answer = _reasoned_form(fields)
             parts = (question + "\n" * bool(pictures), *pictures)
         return Turn("user", parts), Turn("assistant", (answer,))
+
+
+class _ScienceQAReader(Reader):
+    def __init__(self, source: ScienceQA) -> None:
+        super().__init__(source)
+        self._problems, self._names = source.problems()
+
+    def _record(self, path: Path, state: FileState, address: Address) -> Record:
+        check_unchanged(path, state)
+        name = self._names[address.start]
+        return Record(str(path), name, self._problems[name], address)
 
 
 def _reasoned_form(fields: dict[str, Any]) -> tuple[str, str]:
@@ -117,14 +143,13 @@ def _choices(fields: dict[str, Any]) -> tuple[str, str]:
 def _object(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise DataError([f"{path}: {size:,} bytes; the limit is {MAX_BYTES:,}. Is it ScienceQA's own file?"])
+    with readable(path):
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError([f"{path}: byte {error.start} of the file is not UTF-8; save the file as UTF-8"]) from None
-    except ValueError as error:
-        raise DataError([f"{path}: not valid JSON ({error}); fetch the file again"]) from None
-    except RecursionError:
-        raise DataError([f"{path}: JSON nested too deeply to read; fetch the file again"]) from None
+        value = json_value(content, "fetch the file again")
+    except JsonError as error:
+        line, column, problem = error.args
+        raise DataError([f"{path}:{line}:{column}: {problem}"]) from None
     if not isinstance(value, dict):
         raise DataError([f"{path}: must be a JSON object, as ScienceQA has it, got {shown(value)}"])
     return value

@@ -12,14 +12,14 @@ from pydantic import Field
 
 from opsin.core.types import Turn
 from opsin.data.parquet_file import ParquetFile
-from opsin.data.record_file import Counts, RecordFile
-from opsin.data.records import Record
+from opsin.data.record_file import Counts, Record
+from opsin.data.records import JsonFile
 from opsin.data.science_qa import ScienceQA
 from opsin.data.tar_shards import TarShards
 from opsin.data.turns import llava_turns, message_turns
 
 
-class LlavaFile(RecordFile):
+class LlavaFile(JsonFile):
     r"""LLaVA's and ShareGPT's format: `conversations` from human and gpt; JSON array or JSON Lines.
 
     `image` (or `images`) and `video` (or `videos`) are a path or a list of paths. Every `<image>` in a human turn
@@ -31,10 +31,10 @@ class LlavaFile(RecordFile):
     kind: Literal["llava"] = "llava"
 
     def _turns(self, record: Record, counts: Counts) -> tuple[Turn, ...]:
-        return llava_turns(record.value, self._media, counts)
+        return llava_turns(record.value, self.media, counts)
 
 
-class MessagesFile(RecordFile):
+class MessagesFile(JsonFile):
     """Chat messages, a JSON array or JSON Lines: `messages` of role and content, content a text or a list of items.
 
     An item is `{"type": "text", "text": ...}`, `{"type": "image", "image": path}`, `{"type": "video", "video": path}`
@@ -47,7 +47,7 @@ class MessagesFile(RecordFile):
 
     def _turns(self, record: Record, counts: Counts) -> tuple[Turn, ...]:
         del counts
-        return message_turns(record.value, self._media)
+        return message_turns(record.value, self.media)
 
 
 Source = Annotated[LlavaFile | MessagesFile | ParquetFile | TarShards | ScienceQA, Field(discriminator="kind")]

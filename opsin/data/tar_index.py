@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from opsin.core.errors import DataError
 from opsin.core.files import home, sha256_bytes, write_text
-from opsin.core.types import Member
+from opsin.data.file_state import FileState, check_unchanged, readable
 
 MAX_MEMBERS = 2_000_000
 MAX_HEADER_BYTES = 1 << 16
@@ -37,68 +37,55 @@ class TarIndex:
     """The members of a tar file, in its order, and (offset, what is wrong there)."""
 
     path: Path
-    bytes: int
-    mtime_ns: int
+    state: FileState
     places: tuple[Place, ...]
     problems: tuple[tuple[int, str], ...] = ()
 
-    def member(self, place: Place) -> Member:
-        """A reference to a member that holds while the file does not change."""
-        return Member(*place, file_bytes=self.bytes, file_mtime_ns=self.mtime_ns)
 
-    def check_unchanged(self) -> None:
-        """Hold the file against the index.
-
-        Raises:
-            DataError: it has changed, or is gone.
-        """
-        try:
-            facts = self.path.stat()
-        except OSError as error:
-            raise DataError([f"{self.path}: gone while it was read ({error.strerror}); put it back"]) from None
-        if (facts.st_size, facts.st_mtime_ns) != (self.bytes, self.mtime_ns):
-            raise DataError(
-                [
-                    f"{self.path}: changed while it was read ({self.bytes:,} bytes, now {facts.st_size:,}); "
-                    "start again when it is at rest"
-                ]
-            )
-
-
-def tar_index(path: Path) -> TarIndex:
-    """The index of a tar file, from the cache if the file is as it was.
+def tar_index(path: Path, state: FileState) -> TarIndex:
+    """The index of a tar file in this state, from the cache if there is one.
 
     Raises:
-        DataError: the file cannot be read, or the cache cannot be written.
+        DataError: the file has changed or cannot be read, or the cache cannot be written.
     """
     cached = home() / "tar" / f"{sha256_bytes(str(path.absolute()).encode('utf-8', 'surrogateescape'))[:32]}.json"
-    try:
-        facts = path.stat()
-        if places := _load(cached, facts.st_size, facts.st_mtime_ns):
-            return TarIndex(path, facts.st_size, facts.st_mtime_ns, places)
-        with path.open("rb") as file:
-            walk = _Walk(file, facts.st_size)
-            walk.run()
-    except OSError as error:
-        raise DataError([f"{path}: cannot be read ({error.strerror})"]) from None
-    index = TarIndex(path, facts.st_size, facts.st_mtime_ns, tuple(walk.places), tuple(walk.problems))
-    index.check_unchanged()
+    if places := _load(cached, state):
+        return TarIndex(path, state, places)
+    walk = _walk(path, state, 0, state.bytes + 1)  # the end mark is looked for as well
+    index = TarIndex(path, state, tuple(walk.places), tuple(walk.problems))
     if not index.problems:
         _save(cached, index)
     return index
 
 
-def _load(cached: Path, size: int, mtime_ns: int) -> tuple[Place, ...]:
+def places_between(path: Path, state: FileState, start: int, end: int) -> list[Place]:
+    """The members between two offsets of a tar file in this state, the first of which is that of a header.
+
+    Raises:
+        DataError: the file has changed or cannot be read.
+    """
+    return _walk(path, state, start, end).places
+
+
+def _walk(path: Path, state: FileState, start: int, end: int) -> _Walk:
+    with readable(path), path.open("rb") as file:
+        walk = _Walk(file, state.bytes)
+        walk.run(start, end)
+    check_unchanged(path, state)
+    return walk
+
+
+def _load(cached: Path, state: FileState) -> tuple[Place, ...]:
     """The members, or none if there is no index of this very file."""
     try:
         value = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
-    facts = {"format": FORMAT, "bytes": size, "mtime_ns": mtime_ns}
+    facts = {"format": FORMAT} | state._asdict()
     if not isinstance(value, dict) or any(value.get(key) != fact for key, fact in facts.items()):
         return ()
     listed = value.get("places")
-    if not isinstance(listed, list) or not all(_is_place(place, size) for place in listed):
+    if not isinstance(listed, list) or not all(_is_place(place, state.bytes) for place in listed):
         return ()
     return tuple((name, offset, length) for name, offset, length in listed)
 
@@ -111,7 +98,7 @@ def _is_place(value: Any, size: int) -> bool:
 
 
 def _save(cached: Path, index: TarIndex) -> None:
-    value = {"format": FORMAT, "bytes": index.bytes, "mtime_ns": index.mtime_ns, "places": index.places}
+    value = {"format": FORMAT} | index.state._asdict() | {"places": index.places}
     try:
         write_text(cached, json.dumps(value))
     except OSError as error:
@@ -136,10 +123,11 @@ class _Walk:
         self._name: str | None = None
         self._length: int | None = None
 
-    def run(self) -> None:
-        """Find all members; damage ends the walk and is the last problem."""
+    def run(self, start: int, end: int) -> None:
+        """Find the members whose headers are between two offsets; damage ends the walk and is the last problem."""
+        self._at = start
         try:
-            while self._step():
+            while self._at < end and self._step():
                 pass
         except _DamagedError as error:
             self.problems.append((self._at, f"{error}; the rest of the shard is not read"))

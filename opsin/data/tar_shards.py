@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from opsin.core.errors import DataError
+from opsin.core.files import sha256_bytes
 from opsin.core.paths import ExistingFiles, matching
-from opsin.core.types import Clip, Picture, Turn
+from opsin.core.types import Clip, Member, Picture, Turn
 from opsin.data.fields import Named, RecordError
-from opsin.data.record_file import Counts, RecordSource
-from opsin.data.records import MAX_RECORD_BYTES, BadRecord, Record
-from opsin.data.tar_index import Place, TarIndex, tar_index
+from opsin.data.file_state import FileState, check_unchanged, read_part
+from opsin.data.record_file import Address, BadRecord, Counts, Reader, Record, RecordSource
+from opsin.data.records import MAX_RECORD_BYTES, JsonError, json_value
+from opsin.data.tar_index import BLOCK, Place, places_between, tar_index
 from opsin.data.turns import IMAGES, record_turns
 
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
@@ -45,16 +47,26 @@ class TarShards(RecordSource):
         """All shards, each once."""
         return tuple(dict.fromkeys(file for shard in self.shards for file in matching(shard)))
 
+    def reader(self) -> Reader:
+        """Walks the headers of one sample; an address has the offset and the length in bytes of its part of a shard."""
+        return _ShardReader(self)
+
     def _records(self, counts: Counts) -> Iterator[Record | BadRecord]:
-        for shard in self.files:
-            index = tar_index(shard)
-            with _opened(shard) as file:
-                for key, places in groupby(index.places, key=lambda place: _key(place[0])):
-                    sample = _sample(index, key, list(places), file, counts)
-                    index.check_unchanged()
-                    yield sample
+        for number, (shard, state) in enumerate(self.states.items()):
+            index = tar_index(shard, state)
+            start = 0
+            for ordinal, (_, group) in enumerate(groupby(index.places, key=_key_of), start=1):
+                places = list(group)
+                _, offset, length = places[-1]
+                address = Address(number, ordinal, start, offset + length - start)
+                yield _sample(shard, state, places, address, counts)
+                check_unchanged(shard, state)
+                start = offset + -(-length // BLOCK) * BLOCK
             for offset, problem in index.problems:
                 yield BadRecord(f"{shard}:byte {offset}", problem)
+
+    def _content(self, path: Path, state: FileState) -> Any:
+        return *state, sha256_bytes(repr(tar_index(path, state).places).encode("utf-8", "surrogateescape"))
 
     def _turns(self, record: Record, counts: Counts) -> tuple[Turn, ...]:
         fields: dict[str, Any] = record.value
@@ -85,45 +97,43 @@ class _Members:
         raise RecordError(f"the sample has no picture {name!r}; it has {', '.join(self.members) or 'none'}")
 
 
-def _opened(shard: Path) -> BinaryIO:
-    try:
-        return shard.open("rb")
-    except OSError as error:
-        raise DataError([f"{shard}: cannot be read ({error.strerror})"]) from None
+class _ShardReader(Reader):
+    def _record(self, path: Path, state: FileState, address: Address) -> Record | BadRecord:
+        places = places_between(path, state, address.start, address.start + address.length)
+        if not places:
+            return BadRecord(f"{path}:byte {address.start}", "no member here; was the address made for this shard?")
+        return _sample(path, state, places, address, Counter())
 
 
-def _sample(index: TarIndex, key: str, places: list[Place], file: BinaryIO, counts: Counts) -> Record | BadRecord:
+def _sample(shard: Path, state: FileState, places: list[Place], address: Address, counts: Counts) -> Record | BadRecord:
+    """The members of one key as a record."""
+    key = _key_of(places[0])
     by_ending = {name[len(key) + 1 :].lower(): (name, offset, length) for name, offset, length in places}
-    where = f"{index.path}:{key}"
     if len(by_ending) < len(places):
-        return BadRecord(where, "two members of the sample have one name; give each sample a key of its own")
+        return BadRecord(f"{shard}:{key}", "two members of the sample have one name; give each sample a key of its own")
     if "json" not in by_ending:
-        return BadRecord(where, f"has no {key!a}.json, only {', '.join(name for name, _, _ in places[:9])}")
-    where = f"{index.path}:{by_ending['json'][0]}"
+        listed = ", ".join(name for name, _, _ in places[:9])
+        return BadRecord(f"{shard}:{key}", f"has no {key!a}.json, only {listed}")
+    name, offset, length = by_ending["json"]
+    where = f"{shard}:{name}"
     endings = sorted((ending for ending in by_ending if _picture_type(ending) in PICTURES), key=_order)
     if ignored := len(by_ending) - len(endings) - 1:
         counts["members ignored"] += ignored
-    pictures = {ending: Picture(path=index.path, member=index.member(by_ending[ending])) for ending in endings}
-    _, offset, length = by_ending["json"]
     if length > MAX_RECORD_BYTES:
         return BadRecord(where, f"{length:,} bytes; the limit for a record is {MAX_RECORD_BYTES:,}")
+    raw = read_part(shard, state, offset, length)
     try:
-        file.seek(offset)
-        value = json.loads(file.read(length).decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError([f"{index.path}: cannot be read at byte {offset} ({error.strerror})"]) from None
-    except UnicodeDecodeError as error:
-        return BadRecord(where, f"byte {error.start} is not UTF-8; save the file as UTF-8")
-    except ValueError as error:
-        return BadRecord(where, f"not valid JSON ({error})")
-    except RecursionError:
-        return BadRecord(where, "JSON nested too deeply to read; repair or remove the record")
-    return Record(where, key, value, pictures)
+        value = json_value(raw.removeprefix(codecs.BOM_UTF8), "repair or remove the record")
+    except JsonError as error:
+        line, column, problem = error.args
+        return BadRecord(f"{where}:{line}:{column}", problem)
+    pictures = {ending: Picture(path=shard, member=Member(*by_ending[ending], *state)) for ending in endings}
+    return Record(where, key, value, address, pictures)
 
 
-def _key(name: str) -> str:
+def _key_of(place: Place) -> str:
     """The name up to the first dot of its last part."""
-    folder, slash, file = name.rpartition("/")
+    folder, slash, file = place[0].rpartition("/")
     return folder + slash + file.partition(".")[0]
 
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from opsin.core.errors import DataError
 from opsin.core.types import Conversation, Picture, Turn
 from opsin.data.media_paths import MediaRoot
-from opsin.data.records import BadRecord, Record, read_records
+from opsin.data.record_file import BadRecord, Record
+from opsin.data.records import read_records
 from opsin.data.user_turn import user_turn
 from opsin.text.templates import Template
 

@@ -11,9 +11,9 @@ import io
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+ANIMATIONS = frozenset({"GIF", "WEBP", "PNG"})
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
@@ -39,10 +40,14 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Imag
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """Height and width as the picture is seen (EXIF rotation applied), read from the header alone."""
+    """Height and width as the picture is seen (EXIF rotation applied), read from the header alone.
+
+    `animated`: there are more frames than the first one, which is all that opsin takes of a picture.
+    """
 
     height: int
     width: int
+    animated: bool = field(default=False, compare=False)
 
 
 def _open_stream(picture: Picture) -> BinaryIO:
@@ -171,7 +176,33 @@ def picture_size(picture: Picture) -> PictureSize:
         except DECODER_ERRORS:
             rotated = False  # an unreadable EXIF block is ignored by exif_transpose as well
         height, width = (image.width, image.height) if rotated else (image.height, image.width)
-        return PictureSize(height, width)
+        return PictureSize(height, width, animated=_animated(image))
+
+
+def frames_size(frames: Sequence[Picture]) -> PictureSize:
+    """The one size that all frames of a clip have.
+
+    Raises:
+        PictureError: a frame cannot be opened, is over a limit, or has another size than the first.
+    """
+    sizes = [picture_size(frame) for frame in frames]
+    for frame, size in zip(frames, sizes, strict=True):
+        if size != sizes[0]:
+            raise PictureError(
+                f"{frame.name}: {size.height}x{size.width} pixels (HxW), but the clip's first frame has "
+                f"{sizes[0].height}x{sizes[0].width}; all frames of a clip must have one size"
+            )
+    return sizes[0]
+
+
+def _animated(image: Image.Image) -> bool:
+    """Whether there is a second frame; the further pictures that a camera puts into a JPEG are none."""
+    if image.format not in ANIMATIONS:
+        return False
+    try:
+        return bool(image.is_animated)  # type: ignore[attr-defined]
+    except DECODER_ERRORS:
+        return False
 
 
 def open_picture(picture: Picture) -> Image.Image:

@@ -51,7 +51,7 @@ def test_every_problem_is_listed_in_the_order_of_the_file_with_its_kind(tmp_path
     assert [(p.kind, p.text.removeprefix(f"{path}:").split(" ")[0]) for p in found.problems] == [
         ("record", "2:"),
         ("picture", "3:"),
-        ("record", "4:"),
+        ("record", "4:14:"),
         ("turns", "5:"),
         ("video", "6:"),
         ("picture", "7:"),

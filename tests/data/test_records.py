@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from opsin.core.errors import DataError
 from opsin.data import records
 from opsin.data.check import check
-from opsin.data.records import BadRecord, Record, read_records
+from opsin.data.record_file import BadRecord, Record
+from opsin.data.records import read_records
 from opsin.data.sources import LlavaFile, MessagesFile
 from tests.support.damage import CHANGES, mutated, read_through
 from tests.support.memory import growth
@@ -30,10 +31,13 @@ SPACE = st.text(alphabet=" \t\r\n", max_size=4)
 HI = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 
 
-def found(path: Path) -> list[tuple[int, Any]]:
-    """(line, value or problem) of every record."""
+def found(path: Path) -> list[tuple[int | str, Any]]:
+    """(line, value), or (line:column, problem), of every record."""
     read = list(read_records(path))
-    return [(int(r.where.rsplit(":", 1)[1]), r.value if isinstance(r, Record) else f"! {r.problem}") for r in read]
+    return [
+        (r.address.line, r.value) if isinstance(r, Record) else (r.where.removeprefix(f"{path}:"), f"! {r.problem}")
+        for r in read
+    ]
 
 
 def joined(lines: list[str], array: bool) -> str:
@@ -64,26 +68,29 @@ def test_an_array_read_in_pieces_gives_what_json_gives_with_the_lines_they_start
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
-    ("content", "line", "problem"),
+    ("content", "place", "problem"),
     [
-        (b'[{"a": 1},\n{"b": tru}]', 2, "not valid JSON (Expecting value)"),
-        (b'[{"a": 1},\n{"b": "never closed', 2, "not valid JSON (Unterminated string starting at)"),
-        (b'[{"a": 1},\n\n{"b": 1} {"c": 1}]', 3, "expected ',' or ']' after a record, found '{'"),
-        (b'[{"a": 1},\n{"b": 1},', 2, "not valid JSON (Expecting value)"),
-        ("[1, \n'é']".encode(), 2, "not valid JSON (Expecting value)"),
-        (b'[1,\n"\xc3(", 3]', 2, "byte 5 of the file is not UTF-8"),
-        (b"[1,\n2]\n\xff", 3, "byte 7 of the file is not UTF-8"),
-        (b"[1,\n2\xc3", 2, "byte 5 of the file is not UTF-8"),
-        (b"[1]\n" + b"x" * 100 + b"\n", 2, "101 characters after the closing ']'"),
+        (b'[{"a": 1},\n{"b": tru}]', "2:7", "not valid JSON (Expecting value)"),
+        (b'[{"a": 1},\n{"b": "never closed', "2:7", "not valid JSON (Unterminated string starting at)"),
+        (b'[{"a": 1},\n\n{"b": 1} {"c": 1}]', "3:10", "expected ',' or ']' after a record, found '{'"),
+        (b'[{"a": 1},\n{"b": 1},', "2:10", "not valid JSON (Expecting value)"),
+        ("[1, \n'é']".encode(), "2:1", "not valid JSON (Expecting value)"),
+        ("[1, \n'é', é]".encode(), "2:1", "not valid JSON (Expecting value)"),
+        ('["é", "日本", oh]'.encode(), "1:13", "not valid JSON (Expecting value)"),
+        (b"\xef\xbb\xbf[1, oh]", "1:5", "not valid JSON (Expecting value)"),
+        (b'[1,\n"\xc3(", 3]', "2:2", "byte 0xc3 is not UTF-8"),
+        (b"[1,\n2]\n\xff", "3:1", "byte 0xff is not UTF-8"),
+        (b"[1,\n2\xc3", "2:2", "byte 0xc3 is not UTF-8"),
+        (b"[1]\n" + b"x" * 100 + b"\n", "2:1", "101 characters after the closing ']'"),
     ],
 )
 def test_damage_is_found_where_it_is_also_far_behind_the_first_piece(
-    tmp_path: Path, content: bytes, line: int, problem: str
+    tmp_path: Path, content: bytes, place: str, problem: str
 ) -> None:
     path = tmp_path / "data.json"
     path.write_bytes(content)
     *_, (at, said) = found(path)
-    assert at == line
+    assert at == place
     assert said.startswith(f"! {problem}")
 
 
@@ -101,14 +108,14 @@ def test_a_line_of_ten_megabytes_is_read_and_one_over_the_limit_is_named(
     with pytest.raises(DataError) as caught:
         list(reader.conversations(Counter()))
     limit = "the record is larger than 2,000,000 bytes, which is the limit; split or remove it"
-    assert caught.value.problems == (f"{path}:{2 + array}: {limit}",)
+    assert caught.value.problems == (f"{path}:{2 + array}:1: {limit}",)
 
 
 def test_lines_after_one_that_is_too_large_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "MAX_RECORD_BYTES", 50)
     path = tmp_path / "data.jsonl"
     path.write_text("1\n" + "2" * 500 + "\n3", encoding="utf-8")
-    assert [line for line, _ in found(path)] == [1, 2, 3]
+    assert [place for place, _ in found(path)] == [1, "2:1", 3]
     assert found(path)[2] == (3, 3)
 
 
@@ -127,18 +134,18 @@ def test_a_last_line_that_is_cut_is_named_and_the_others_are_read(tmp_path: Path
     checked = check(LlavaFile(path=path))
     assert checked.counts["conversations"] == 2
     (problem,) = checked.problems
-    assert problem.text.startswith(f"{path}:3: not valid JSON")
+    assert problem.text.startswith(f"{path}:3:{len(whole) - 9}: not valid JSON")
 
 
-def test_repeated_ids_are_one_problem_of_the_file_with_their_number(tmp_path: Path) -> None:
+def test_repeated_ids_are_a_note_with_their_number_and_no_problem(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     ids = ["a", "b", "a", None, None, "b", "a"]
     path.write_text("\n".join(json.dumps(HI | {"id": name}) for name in ids), encoding="utf-8")
     checked = check(LlavaFile(path=path))
-    assert checked.kinds == {"ids": 1}
+    assert checked.problems == ()
     assert checked.counts["repeated ids"] == 3
-    said = f"{path}:3: (a) an earlier record has this id; in all 3 ids are repeated."
-    assert checked.problems[0].text.startswith(said)
+    (note,) = checked.notes
+    assert note.startswith(f"{path}:3: (a) an earlier record has this id; in all 3 ids are repeated.")
 
 
 def valid_file(array: bool) -> bytes:

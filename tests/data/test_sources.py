@@ -164,18 +164,18 @@ RECORD = json.dumps(llava("Hi", "Yo")).encode()
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (RECORD + b'\n{"id": \n', "2: not valid JSON (Expecting value: line 1 column 7 (char 6)); "
+        (RECORD + b'\n{"id": \n', "2:7: not valid JSON (Expecting value); "
          "every line must hold one whole record"),
-        (RECORD + b"\n\xff\n", "2: byte 0 of the line is not UTF-8; save the file as UTF-8"),
-        (b"\n" + b'{"a":' * 100_000, "2: JSON nested too deeply to read; repair or remove the record"),
-        (b"[\n" + RECORD + b",\n]", "3: not valid JSON (Expecting value); the rest of the file is not read"),
-        (b"[\n" + RECORD + b"\n", "3: expected ',' or ']' after a record, found the end of the file; "
+        (RECORD + b"\n\xff\n", "2:1: byte 0xff is not UTF-8; save the file as UTF-8"),
+        (b"\n" + b'{"a":' * 100_000, "2:1: JSON nested too deeply to read; repair or remove the record"),
+        (b"[\n" + RECORD + b",\n]", "3:1: not valid JSON (Expecting value); the rest of the file is not read"),
+        (b"[\n" + RECORD + b"\n", "3:1: expected ',' or ']' after a record, found the end of the file; "
          "is the file cut short?"),
-        (b"[\n" + RECORD + b"\n" + RECORD + b"]", "3: expected ',' or ']' after a record, found '{'; "
+        (b"[\n" + RECORD + b"\n" + RECORD + b"]", "3:1: expected ',' or ']' after a record, found '{'; "
          "is the file cut short?"),
-        (b"[]\nxx", "2: 2 characters after the closing ']'; remove them"),
-        (b"[\n\xff]", "2: byte 2 of the file is not UTF-8; save the file as UTF-8"),
-        (b"[\n" + b"[" * 200_000, "2: JSON nested too deeply to read; the rest of the file is not read"),
+        (b"[]\nxx", "2:1: 2 characters after the closing ']'; remove them"),
+        (b"[\n\xff]", "2:1: byte 0xff is not UTF-8; save the file as UTF-8"),
+        (b"[\n" + b"[" * 200_000, "2:1: JSON nested too deeply to read; the rest of the file is not read"),
     ],
 )  # fmt: skip
 def test_damaged_files(folder: Path, content: bytes, problem: str) -> None:
@@ -187,7 +187,7 @@ def test_damaged_files(folder: Path, content: bytes, problem: str) -> None:
 def test_numbers_too_long_to_read(folder: Path) -> None:
     path = folder / "data.jsonl"
     path.write_bytes(b'{"id": ' + b"9" * 5000 + b"}")
-    assert problems_of(path)[0].startswith("1: not valid JSON (Exceeds the limit")
+    assert problems_of(path)[0].startswith("1:1: not valid JSON (Exceeds the limit")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"[]", b" [ ] "])

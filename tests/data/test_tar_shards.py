@@ -17,8 +17,9 @@ from opsin.core.errors import DataError, PictureError
 from opsin.core.types import Picture, Turn
 from opsin.data import tar_index as tar_index_module
 from opsin.data.check import check, source_of
+from opsin.data.file_state import states_of
 from opsin.data.sources import Source
-from opsin.data.tar_index import tar_index
+from opsin.data.tar_index import TarIndex, tar_index
 from opsin.data.tar_shards import TarShards
 from opsin.train.features import medium_digest
 from opsin.vision.picture import PictureSize, open_picture, picture_bytes, picture_size
@@ -129,6 +130,10 @@ def test_a_list_or_a_pattern_of_shards_is_read_in_order(tmp_path: Path) -> None:
         adapter.validate_python({"kind": "webdataset", "path": "t-*.tar"}, context=context)
 
 
+def index_of(path: Path) -> TarIndex:
+    return tar_index(path, states_of((path,))[path])
+
+
 def test_the_index_is_made_once_and_again_when_the_shard_or_the_index_changed(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,15 +146,15 @@ def test_the_index_is_made_once_and_again_when_the_shard_or_the_index_changed(
 
     monkeypatch.setattr(tar_index_module, "_Walk", counted)
     path = two_samples(tmp_path)
-    assert tar_index(path) == tar_index(path)
+    assert index_of(path) == index_of(path)
     assert len(walks) == 1
     (cached,) = (home / "tar").iterdir()
     for damage in ("", "[]", cached.read_text().replace('"places": [[', '"places": [[3, '), "{"):
         cached.write_text(damage)
-        assert len(tar_index(path).places) == 7
+        assert len(index_of(path).places) == 7
     assert len(walks) == 5
     shard(path, {"other.json": turns("Hi", "Hello")})
-    assert [name for name, _, _ in tar_index(path).places] == ["other.json"]
+    assert [name for name, _, _ in index_of(path).places] == ["other.json"]
     assert len(walks) == 6
 
 
@@ -199,11 +204,11 @@ def test_every_problem_of_a_shard_is_listed(tmp_path: Path) -> None:
     *listed, up, root = problems_of(path)
     assert listed == [
         "no_json: has no 'no_json'.json, only no_json.png",
-        "bad.json: not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+        "bad.json:1:2: not valid JSON (Expecting property name enclosed in double quotes); repair or remove the record",
         f"marks.json: (marks) the text has 2 <image> and 'image' has 1 path(s); {marks}",
         "named.json: (named) the sample has no picture 'gone.png'; it has none",
         "video.json: (video) videos are not read from shards; keep them as files beside a file of records",
-        "utf.json: byte 0 is not UTF-8; save the file as UTF-8",
+        "utf.json:1:1: byte 0xff is not UTF-8; save the file as UTF-8",
         "list.json: (list) the record must be a JSON object, got list []",
     ]
     assert up.endswith("'../up.json' is absolute or has '..'; pack files with relative names")
