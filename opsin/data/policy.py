@@ -26,13 +26,13 @@ TooLong = Literal["error", "drop", "shrink_images", "truncate_turns"]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a policy decided; `fit` and `example` are None where the sample cannot be used.
+    """What a policy decided; there is no example where the sample cannot be used.
 
     `text` names the sample and says what was done to it, or why it cannot be used; "" where it is within the budget.
     """
 
-    fit: Fit | None
     example: Example | None
+    fit: Fit = WHOLE
     text: str = ""
 
 
@@ -45,7 +45,7 @@ def fit(conversation: Conversation, preparation: Preparation, most: Budget, poli
     example = make_example(conversation, preparation)
     over = _over(example.num_tokens, example.num_patches, most)
     if not over:
-        return Fitted(WHOLE, example)
+        return Fitted(example)
     if policy == "truncate_turns":
         fitted = _truncated(conversation, preparation, most)
     elif policy == "shrink_images":
@@ -64,7 +64,7 @@ def _over(tokens: int, patches: int, most: Budget) -> str:
 
 
 def _unusable(reason: str) -> Fitted:
-    return Fitted(None, None, reason)
+    return Fitted(None, text=reason)
 
 
 def _truncated(conversation: Conversation, preparation: Preparation, most: Budget) -> Fitted:
@@ -79,7 +79,7 @@ def _truncated(conversation: Conversation, preparation: Preparation, most: Budge
             continue
         over = _over(example.num_tokens, example.num_patches, most)
         if not over:
-            return Fitted(truncated, example, f"{kept} of {exchanges} exchanges kept, {example.num_tokens:,} tokens")
+            return Fitted(example, truncated, f"{kept} of {exchanges} exchanges kept, {example.num_tokens:,} tokens")
         reason = f"dropped, since the first {kept} of its {exchanges} exchanges have {over}"
     return _unusable("dropped, since it has only one exchange" if exchanges == 1 else reason)
 
@@ -100,7 +100,7 @@ def _shrunk(conversation: Conversation, example: Example, preparation: Preparati
         if not over:
             smaller = Fit(level=level)
             made = make_example(conversation, preparation, fit=smaller)
-            return Fitted(smaller, made, _difference(example, made))
+            return Fitted(made, smaller, _difference(example, made))
     return _unusable(f"dropped, since with its pictures at their smallest it has {over}")
 
 
