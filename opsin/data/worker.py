@@ -123,7 +123,7 @@ def work(maker: Maker, connection: Connection, held: Held) -> None:
 
 
 def _end_with_parent() -> None:
-    """Also where the parent could not end its workers, and a sample hangs."""
+    """A parent that is killed cannot end its workers, and one that is busy with a sample would not notice."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -146,7 +146,7 @@ def receive(connection: Connection) -> Batch | OpsinError:
     """What a worker made of a pack.
 
     Raises:
-        EOFError: the worker is dead.
+        EOFError, ConnectionError: the worker is dead.
     """
     message = connection.recv()
     if isinstance(message, OpsinError):

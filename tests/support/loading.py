@@ -87,10 +87,11 @@ def children() -> set[int]:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """No process, open file or shared memory more than before."""
+    """No process, open file or shared memory of this process more than before."""
 
-    def things() -> tuple[set[int], int, set[str]]:
-        return children(), len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))  # noqa: PTH208
+    def things() -> tuple[set[int], int, int]:
+        files = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        return children(), files, Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:")
 
     before = things()
     yield
