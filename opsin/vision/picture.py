@@ -1,7 +1,8 @@
 """The one place where opsin opens images: everything is bounded before a pixel is decoded.
 
 Policy: JPEG, PNG, WebP, GIF and BMP only; at most 20 MB, 64 megapixels, 16,384 pixels a side and an aspect of 200;
-EXIF rotation applied; 16-bit scaled by 1/257; transparency composited on white; the first frame of an animation.
+EXIF rotation applied; 16-bit grey scaled by 1/257 (of 16-bit colours Pillow gives the upper byte); inks (CMYK) by the
+profile that comes with them; transparency composited on white; the first frame of an animation.
 Messages never repeat the decoder's own text, which can contain memory addresses.
 """
 
@@ -12,13 +13,13 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from opsin.core.errors import PictureError
 from opsin.core.types import Member, Picture
@@ -232,9 +233,22 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values at 255; 65535/257 = 255 keeps black and white in place.
         grey = np.asarray(image, dtype=np.int64).clip(0, 65_535)
+        if "transparency" in image.info:  # one grey that is not shown
+            grey[grey == image.info["transparency"]] = 65_535
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8), mode="L").convert("RGB")
+    if image.mode == "CMYK":
+        return _inks_to_rgb(image)
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _inks_to_rgb(image: Image.Image) -> Image.Image:
+    """By the profile of the inks; by Pillow's formula, (255 - ink) (255 - black) / 255, where there is none to use."""
+    if profile := image.info.get("icc_profile"):
+        with suppress(ImageCms.PyCMSError, *DECODER_ERRORS):  # damaged, or not of inks
+            inks, screen = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            return ImageCms.buildTransform(inks, screen, "CMYK", "RGB").apply(image)
     return image.convert("RGB")
