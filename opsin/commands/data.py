@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from opsin.train.recipe import Recipe, Stage
 
 SHOWN = 6
+STREAMED = 20
+"""Steps that are looked at of a stage that streams."""
 
 
 def check_data(
@@ -127,14 +129,15 @@ def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str]
     from opsin.train.data import plan_steps, read_stage
 
     data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
+    steps = plan_steps(data, stage, recipe.seed)
     return StageView(
         name=stage.name,
         examples=data.examples,
         patch=recipe.composition.encoder.patch_size,
         budget=stage.budget,
-        steps=plan_steps(data, stage, recipe.seed),
-        refused=data.refused,
-        dropped=data.dropped,
-        shortened=data.shortened,
+        steps=steps[:STREAMED] if stage.order == "stream" else steps,
+        refused=data.found.refused,
+        dropped=data.found.dropped,
+        shortened=data.found.shortened,
         chosen=named(data.examples, ids) if ids else spread(len(data.examples), samples),
     )

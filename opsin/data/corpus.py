@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -10,7 +11,7 @@ import numpy as np
 
 from opsin.core.types import Conversation, Example
 from opsin.data.costs import Costs
-from opsin.data.example import Fit, Preparation, make_example
+from opsin.data.example import WHOLE, Fit, Preparation, make_example
 from opsin.data.index import Index
 from opsin.data.record_file import Reader
 from opsin.data.sources import Source
@@ -19,7 +20,7 @@ from opsin.text.templates import sample_name
 
 @dataclass(frozen=True)
 class Part:
-    """What a stage uses of one source: `samples` (int64) of its index; `fits` says which were made shorter, and how.
+    """What a stage uses of an index of a source: `samples` (int64) of it; `fits` says which were made shorter, and how.
 
     `costs` are those of `samples`, as they are used.
     """
@@ -34,19 +35,34 @@ class Part:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def take(self, chosen: np.ndarray) -> Part:
+        """Some of the samples, by their places in `samples` or by a mask of them."""
+        return Part(self.name, self.source, self.index, self.samples[chosen], self.costs.take(chosen), self.fits)
+
 
 class Corpus(Sequence[Example]):
-    """The samples of some sources, one source after the other."""
+    """The samples of some parts, one part after the other."""
 
-    def __init__(self, parts: Sequence[Part], preparation: Preparation) -> None:
-        self.parts = tuple(parts)
+    def __init__(self, preparation: Preparation, parts: Sequence[Part] = ()) -> None:
         self.preparation = preparation
-        self.costs = Costs.joined([part.costs for part in self.parts])
-        self._starts = np.cumsum([0, *map(len, self.parts)])
-        self._readers: dict[int, Reader] = {}
+        self.parts: list[Part] = []
+        self._starts = [0]
+        self._readers: dict[str, Reader] = {}
+        for part in parts:
+            self.add(part)
+
+    def add(self, part: Part) -> None:
+        """Put a part behind the others."""
+        self.parts.append(part)
+        self._starts.append(self._starts[-1] + len(part))
+
+    @property
+    def costs(self) -> Costs:
+        """Of all samples, as they are used."""
+        return Costs.joined([part.costs for part in self.parts])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @overload
     def __getitem__(self, sample: int) -> Example: ...
@@ -62,9 +78,8 @@ class Corpus(Sequence[Example]):
         """
         if isinstance(sample, slice):
             return [self[i] for i in range(len(self))[sample]]
-        number, own = self._place(sample)
-        fit = self.parts[number].fits.get(own, Fit())
-        return make_example(self.conversation(sample), self.preparation, fit=fit)
+        part, own = self._place(sample)
+        return make_example(self.conversation(sample), self.preparation, fit=part.fits.get(own, WHOLE))
 
     def conversation(self, sample: int) -> Conversation:
         """Read a sample again.
@@ -72,11 +87,10 @@ class Corpus(Sequence[Example]):
         Raises:
             DataError: its file has changed.
         """
-        number, own = self._place(sample)
-        part = self.parts[number]
-        if number not in self._readers:
-            self._readers[number] = part.source.reader()
-        return self._readers[number].conversation(part.index.address(own))
+        part, own = self._place(sample)
+        if part.name not in self._readers:
+            self._readers[part.name] = part.source.reader()
+        return self._readers[part.name].conversation(part.index.address(own))
 
     def name(self, sample: int) -> str:
         """What to call a sample in messages: `file:line: (id)`; its media are not opened."""
@@ -84,8 +98,8 @@ class Corpus(Sequence[Example]):
 
     def id(self, sample: int) -> str:
         """A sample's id, without reading it."""
-        number, own = self._place(sample)
-        return self.parts[number].index.ids[own]
+        part, own = self._place(sample)
+        return part.index.ids[own]
 
     def ids(self) -> Iterator[str]:
         """The ids of all samples, without reading them."""
@@ -94,11 +108,12 @@ class Corpus(Sequence[Example]):
 
     def first(self, part: int) -> int:
         """The first sample of a part."""
-        return int(self._starts[part])
+        return self._starts[part]
 
-    def _place(self, sample: int) -> tuple[int, int]:
-        """The number of the part that a sample is of, and the sample's in the part's index."""
+    def _place(self, sample: int) -> tuple[Part, int]:
+        """The part that a sample is of, and its number in the part's index."""
         if not 0 <= sample < len(self):
             raise IndexError(sample)  # what ends an iteration
-        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return number, int(self.parts[number].samples[sample - self._starts[number]])
+        number = bisect.bisect_right(self._starts, sample) - 1
+        part = self.parts[number]
+        return part, int(part.samples[sample - self._starts[number]])

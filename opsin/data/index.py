@@ -1,16 +1,18 @@
 """What every sample of a source costs and where it stands: worked out once, from texts and media headers alone.
 
-An index is kept in the cache folder under a name made of the source's content and of everything else that the numbers
-depend on; a changed file or setting makes another one. A source with a record that cannot be used is read anew every
-time, since what is missing may be there by then.
+An index is made and kept in chunks. They lie in a folder of the cache named by the source's content and by everything
+else that the numbers depend on, so a changed file or setting makes another one, and what was interrupted goes on where
+it was. A chunk with a record that cannot be used is made anew every time, since what is missing may be there by then.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ import numpy as np
 
 from opsin.core.errors import DataError, OpsinError
 from opsin.core.files import home, replacing, sha256_bytes
-from opsin.core.types import Clip, Medium, Picture
+from opsin.core.types import Clip, Conversation, Medium, Picture
 from opsin.data.costs import Costs, cost_of
 from opsin.data.example import Preparation, make_example
 from opsin.data.record_file import Address, Counts
 from opsin.data.sources import Source
 
 FORMAT = 1
+CHUNK = 8192
+"""Conversations of a chunk."""
+
 Progress = Callable[[int], None]
-"""Told how many samples are done."""
+"""Told how many more samples are done."""
 
 Stamp = tuple[int, int]
 """Size and time (ns) of a file; it is taken to hold the same bytes while they stay."""
@@ -35,13 +40,17 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True)
 class Index:
-    """The samples of a source, in its order; `problems` are of its records that cannot be used."""
+    """Samples of a source, in its order; `problems` are of its records that cannot be used.
+
+    `counts` are what the source's reader counted, `last` says that the source ends here.
+    """
 
     costs: Costs
     addresses_N4: np.ndarray
     ids: tuple[str, ...]
     counts: Counts
     problems: tuple[str, ...] = ()
+    last: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,57 +59,124 @@ class Index:
         """Where a sample stands."""
         return Address(*self.addresses_N4[sample].tolist())
 
+    @staticmethod
+    def joined(parts: Sequence[Index]) -> Index:
+        """One after the other."""
+        return Index(
+            costs=Costs.joined([part.costs for part in parts]),
+            addresses_N4=np.concatenate([part.addresses_N4 for part in parts]),
+            ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)),
+            counts=sum((part.counts for part in parts), Counter()),
+            problems=tuple(itertools.chain.from_iterable(part.problems for part in parts)),
+            last=parts[-1].last,
+        )
+
+
+class Chunks:
+    """The index of a source in pieces of `CHUNK` conversations, each made when it is first asked for."""
+
+    def __init__(
+        self,
+        source: Source,
+        preparation: Preparation,
+        on_progress: Progress = lambda _more: None,
+        folder: Path | None = None,
+    ) -> None:
+        """Find the folder of a source's index; this reads the source's files once, to name their content.
+
+        Raises:
+            DataError: a file is not there, or changes while it is read.
+        """
+        key = sha256_bytes(f"{FORMAT} {source.identity()} {preparation.digest}".encode())
+        self._folder = (folder or home() / "lengths") / key[:32]
+        self._source = source
+        self._preparation = preparation
+        self._on_progress = on_progress
+        self._home = os.getpid()
+        self._begin()
+
+    def chunk(self, number: int) -> Index:
+        """A chunk, from the cache if nothing that it depends on has changed.
+
+        Raises:
+            DataError: a file is gone, or changes while it is read.
+        """
+        path = self._folder / f"{number:06d}.npz"
+        if (kept := _load(path)) is not None:
+            self._tell(len(kept))
+            return kept
+        index, media = self._measured(number)
+        if not index.problems:
+            _save(path, index, media)
+        return index
+
+    def _tell(self, more: int) -> None:
+        if os.getpid() == self._home:  # not from every worker
+            self._on_progress(more)
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._counts: Counts = Counter()
+        self._located: Iterator[tuple[Address, Conversation]] = self._source.located(self._counts)
+        self._next = 0
+
+    def _measured(self, number: int) -> tuple[Index, dict[str, Stamp]]:
+        """Render the chunk's samples and read the headers of their media; also the stamps of the media files."""
+        if number < self._next or os.getpid() != self._process:  # a forked process must not move its parent's file
+            self._begin()
+        while self._next < number:
+            _pass(self._located, CHUNK)
+            self._next += 1
+        before = self._counts.copy()
+        rows: list[tuple[int, ...]] = []
+        addresses: list[Address] = []
+        ids: list[str] = []
+        media: dict[str, Stamp] = {}
+        problems: list[str] = []
+        seen = 0
+        try:
+            for address, conversation in itertools.islice(self._located, CHUNK):
+                seen += 1
+                try:
+                    example = make_example(conversation, self._preparation)
+                except OpsinError as error:
+                    problems.append(str(error))
+                    continue
+                rows.append(cost_of(example))
+                addresses.append(address)
+                ids.append(conversation.id)
+                media |= {path: _stamp(path) for path in _files(conversation.media) if path not in media}
+                self._tell(1)
+        except DataError as error:  # raised behind the last record: the good ones have been given
+            problems += error.problems
+        self._next += 1
+        places = np.array(addresses, dtype=np.int64).reshape(len(addresses), len(Address._fields))
+        counts = self._counts - before
+        return Index(Costs.from_rows(rows), places, tuple(ids), counts, tuple(problems), seen < CHUNK), media
+
+
+def _pass(located: Iterator[object], count: int) -> None:
+    """Go past conversations; a problem at the end of the file is told by the chunk that holds the end."""
+    for _ in itertools.islice(located, count):
+        pass
+
 
 def index_of(
-    source: Source, preparation: Preparation, on_progress: Progress = lambda _done: None, folder: Path | None = None
+    source: Source, preparation: Preparation, on_progress: Progress = lambda _more: None, folder: Path | None = None
 ) -> Index:
-    """The index of a source, from the cache if nothing that it depends on has changed.
+    """The index of a whole source.
 
     Raises:
         DataError: a file is not there, or changes while it is read.
     """
-    key = sha256_bytes(f"{FORMAT} {source.identity()} {preparation.digest}".encode())
-    path = (folder or home() / "lengths") / f"{key[:32]}.npz"
-    if (kept := _load(path)) is not None:
-        on_progress(len(kept))
-        return kept
-    index, media = measure(source, preparation, on_progress)
-    if not index.problems:
-        _save(path, index, media)
-    return index
+    chunks = Chunks(source, preparation, on_progress, folder)
+    parts = [chunks.chunk(0)]
+    while not parts[-1].last:
+        parts.append(chunks.chunk(len(parts)))
+    return Index.joined(parts)
 
 
-def measure(
-    source: Source, preparation: Preparation, on_progress: Progress = lambda _done: None
-) -> tuple[Index, dict[str, Stamp]]:
-    """Render every sample and read the headers of its media; also the stamps of the media files."""
-    counts: Counts = Counter()
-    rows: list[tuple[int, ...]] = []
-    addresses: list[Address] = []
-    ids: list[str] = []
-    media: dict[str, Stamp] = {}
-    problems: list[str] = []
-    try:
-        for address, conversation in source.located(counts):
-            try:
-                example = make_example(conversation, preparation)
-            except OpsinError as error:
-                problems.append(str(error))
-                continue
-            rows.append(cost_of(example))
-            addresses.append(address)
-            ids.append(conversation.id)
-            for path in _files(conversation.media):
-                if path not in media:
-                    media[path] = _stamp(path)
-            on_progress(len(ids))
-    except DataError as error:  # raised behind the last record: the good ones have been given
-        problems += error.problems
-    places = np.array(addresses, dtype=np.int64).reshape(len(addresses), len(Address._fields))
-    return Index(Costs.from_rows(rows), places, tuple(ids), counts, tuple(problems)), media
-
-
-def _files(media: Iterable[Medium]) -> Iterable[str]:
+def _files(media: Iterable[Medium]) -> Iterator[str]:
     """The files that media lie in alone; a shard is part of its source's content."""
     for medium in media:
         pictures = medium.frames if isinstance(medium, Clip) else (medium,)
@@ -120,27 +196,25 @@ def _stamp(path: str) -> Stamp:
 def _save(path: Path, index: Index, media: dict[str, Stamp]) -> None:
     columns = {field.name: getattr(index.costs, field.name) for field in fields(Costs)}
     stamps = np.array(list(media.values()), dtype=np.int64).reshape(len(media), 2)
+    texts = {"ids": index.ids, "media": list(media), "counts": index.counts, "last": index.last}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            addresses=index.addresses_N4,
-            stamps=stamps,
-            texts=_packed({"ids": index.ids, "media": list(media), "counts": index.counts}),
-            **columns,
-        )
+        # Paths that are not UTF-8 hold lone surrogates, which JSON's escapes keep.
+        packed = np.frombuffer(json.dumps(texts).encode("ascii"), dtype=np.uint8)
+        np.savez(file, addresses=index.addresses_N4, stamps=stamps, texts=packed, **columns)
 
 
 def _load(path: Path) -> Index | None:
-    """A kept index; None if there is none, it is damaged, or a media file is not as it was."""
+    """A kept chunk; None if there is none, it is damaged, or a media file is not as it was."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            texts = _unpacked(kept["texts"])
+            texts: dict[str, Any] = json.loads(kept["texts"].tobytes())
             stamps = kept["stamps"].tolist()
             index = Index(
                 Costs(*(kept[field.name] for field in fields(Costs))),
                 kept["addresses"],
                 tuple(texts["ids"]),
                 Counter(texts["counts"]),
+                last=texts["last"],
             )
         media: list[str] = texts["media"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
@@ -148,13 +222,3 @@ def _load(path: Path) -> Index | None:
     if not len(index) == len(index.costs) == len(index.addresses_N4):
         return None
     return index if all(_stamp(name) == tuple(stamp) for name, stamp in zip(media, stamps, strict=True)) else None
-
-
-def _packed(texts: object) -> np.ndarray:
-    # Paths that are not UTF-8 hold lone surrogates, which JSON's escapes keep.
-    return np.frombuffer(json.dumps(texts).encode("ascii"), dtype=np.uint8)
-
-
-def _unpacked(packed: np.ndarray) -> dict[str, Any]:
-    texts: dict[str, Any] = json.loads(packed.tobytes())
-    return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from opsin.model.vlm import Vlm
 from opsin.train.data import StageData
 from opsin.train.optimiser import Audit, audit_gradients, rate_factor, set_rates
 from opsin.train.recipe import Stage
+from opsin.train.stream import packs_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class StageLoop:
     model: Vlm
     stage: Stage
     data: StageData
-    steps: list[tuple[Pack, ...]]
+    steps: Sequence[tuple[Pack, ...]]
     optimiser: torch.optim.Optimizer
     features: Features | None = None
     step: int = 0
@@ -124,7 +125,7 @@ class StageLoop:
             self._loader = Loader(
                 self.data.examples,
                 self.data.preparation,
-                [pack for step in self.steps[self.step :] for pack in step],
+                packs_from(self.steps, self.step),
                 workers=self.stage.workers,
                 timeout=self.stage.worker_timeout,
                 features=self.features,

@@ -19,9 +19,10 @@ from opsin.data.plan import Pack, Plan
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.data import Progress, StageData, mixture_digest, plan_steps, quiet, read_stage
+from opsin.train.data import StageData, mixture_digest, plan_steps, read_stage
 from opsin.train.optimiser import PARTS, prepare_parts, store_parts
 from opsin.train.recipe import Recipe, Stage
+from opsin.train.stream import Progress, quiet
 
 COSTLIEST = 5
 BINS = 10
@@ -43,7 +44,7 @@ class Costly:
 
 @dataclass(frozen=True)
 class SourceOutlook:
-    """What a stage takes of one of its sources: `samples` that it can use, `taken` of them in an epoch.
+    """What a stage takes of one of its sources: `samples` that it can use, `taken` of them in an epoch (or a stream).
 
     `tokens`, `visual`, `supervised` and `patches` are those of all epochs; `kinds` counts the samples that can be used.
     """
@@ -108,7 +109,7 @@ def look_ahead(recipe: Recipe, ranks: int = 1, on_progress: Progress = quiet) ->
 
 def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_progress: Progress) -> StageOutlook:
     data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True, on_progress=on_progress)
-    steps = plan_steps(data, stage, recipe.seed)
+    steps = list(plan_steps(data, stage, recipe.seed))
     plan = Plan(tuple(pack for step in steps for pack in step), stage.budget)
     costs = data.examples.costs
     histogram, edges = np.histogram(costs.tokens, bins=min(BINS, max(1, len(np.unique(costs.tokens)))))
@@ -130,10 +131,10 @@ def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_
         costliest=_costliest(data.examples),
         balance=(_imbalance(steps, ranks, "tokens"), _imbalance(steps, ranks, "patches")),
         memory=memory(recipe, stage),
-        refused=data.refused,
-        dropped=data.dropped,
-        shortened=data.shortened,
-        notes=data.notes,
+        refused=tuple(data.found.refused),
+        dropped=tuple(data.found.dropped),
+        shortened=tuple(data.found.shortened),
+        notes=tuple(data.found.notes),
     )
 
 
@@ -141,25 +142,16 @@ def _sources(data: StageData, stage: Stage, plan: Plan) -> tuple[SourceOutlook, 
     """What every source gives to all epochs of a plan."""
     costs, parts = data.examples.costs, data.examples.parts
     seen = np.bincount([i for pack in plan.packs for i in pack.samples], minlength=len(costs))
+    of = np.concatenate([np.full(len(part), list(stage.sources).index(part.name)) for part in parts])
     found = []
-    for number, (part, source) in enumerate(zip(parts, stage.data, strict=True)):
-        own = slice(data.examples.first(number), data.examples.first(number) + len(part))
+    for number, (name, source) in enumerate(stage.sources.items()):
+        own, times = costs.take(of == number), seen[of == number]
         tokens, visual, supervised, patches = (
-            int((seen[own] * column[own]).sum())
-            for column in (costs.tokens, costs.visual, costs.supervised, costs.patches)
+            int((times * column).sum()) for column in (own.tokens, own.visual, own.supervised, own.patches)
         )
+        taken = data.amounts[number] if data.amounts else int(times.sum())
         found.append(
-            SourceOutlook(
-                name=part.name,
-                path=str(source.path),
-                samples=len(part),
-                kinds=part.costs.by_kind(),
-                taken=data.amounts[number],
-                tokens=tokens,
-                visual=visual,
-                supervised=supervised,
-                patches=patches,
-            )
+            SourceOutlook(name, str(source.path), len(own), own.by_kind(), taken, tokens, visual, supervised, patches)
         )
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -36,6 +37,7 @@ class ProgressHooks:
         self.after: Callable[[Stage, Vlm], None] = lambda _stage, _model: None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._read: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +61,12 @@ class ProgressHooks:
         """Print one line above any bar."""
         self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
-    def on_read(self, name: str, done: int) -> None:
+    def on_read(self, name: str, more: int) -> None:
         """Progress of reading a source, of which nobody knows how many samples it has."""
-        if done % READ_EVERY == 0:
-            self._advance(f"reading {name}", done, None, "samples")
+        before = self._read[name]
+        self._read[name] += more
+        if before // READ_EVERY != self._read[name] // READ_EVERY:
+            self._advance(f"reading {name}", self._read[name], None, "samples")
 
     def on_features(self, done: int, total: int) -> None:
         """Progress of the feature cache."""
@@ -78,8 +82,11 @@ class ProgressHooks:
 
     def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
         self._close()
-        plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.budget)
         trained = ", ".join(f"{part} {plan.lr:g}" for part, plan in stage.train.parts.items())
+        if stage.order == "stream":
+            self.on_line(f"stage {stage.name!r}: {len(loop.steps):,} steps over samples as they come; trains {trained}")
+            return
+        plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.budget)
         self.on_line(
             f"stage {stage.name!r}: {len(loop.data.examples):,} samples, {len(loop.steps):,} steps, "
             f"{plan.tokens:,} tokens (packs {plan.efficiency:.0%} full); trains {trained}"

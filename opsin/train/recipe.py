@@ -75,8 +75,11 @@ class Stage(Value):
     resolution: Resolution | None = Field(None, description="of this stage's pictures; by default the model's")
     too_long: TooLong = Field("error", description="what to do with samples over a pack's budgets or the context")
     epochs: float = Field(1.0, gt=0, le=1000)
-    order: Literal["shuffled", "as_listed"] = Field(
-        "shuffled", description="as_listed: all epochs of a data file before the next one's, shuffled within each"
+    steps: int | None = Field(None, ge=1, description="end after so many steps, if not before")
+    order: Literal["shuffled", "as_listed", "stream"] = Field(
+        "shuffled",
+        description="as_listed: all epochs of a source before the next one's, shuffled within each; stream: as the "
+        "samples come, shuffled within a window, so that training begins before the sources are read through",
     )
     batch_tokens: int = Field(2048, ge=16, description="tokens of one pack")
     batch_patches: int | None = Field(
@@ -110,6 +113,20 @@ class Stage(Value):
         check_shares(self.data)
         if len(self.sources) < len(self.data):
             raise ValueError("two sources have the same name; give each a 'name' of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _can_stream(self) -> Stage:
+        if self.order != "stream":
+            return self
+        if self.steps is None:
+            raise ValueError("order: stream has no end of its own; give steps")
+        if self.epochs != 1.0:
+            raise ValueError("order: stream has no epochs; give steps alone")
+        if self.cache_features:
+            raise ValueError("order: stream and cache_features do not go together: features are computed before step 1")
+        if any(s.weight or s.number or s.pick != "random" or (len(self.data) > 1 and not s.share) for s in self.data):
+            raise ValueError("order: stream mixes by share; give every source a share, and no weight, number or pick")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ RUN/checkpoints/     00-align-000000120/ ...
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ class Work:
     recipe: Recipe
     tokenizer: Tokenizer
     data: dict[int, StageData]
-    steps: dict[int, list[tuple[Pack, ...]]]
+    steps: dict[int, Sequence[tuple[Pack, ...]]]
 
 
 def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
@@ -142,7 +142,7 @@ def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
     """
     tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
     data: dict[int, StageData] = {}
-    steps: dict[int, list[tuple[Pack, ...]]] = {}
+    steps: dict[int, Sequence[tuple[Pack, ...]]] = {}
     problems: dict[str, None] = {}  # in order, and once: stages can share a file
     for index in range(first, len(recipe.stages)):
         stage = recipe.stages[index]
@@ -166,14 +166,14 @@ def _name_affected(work: Work, out: Path, hooks: Hooks) -> None:
     shortened: list[str] = []
     for index, data in work.data.items():
         stage = work.recipe.stages[index].name
-        lost = (*data.refused, *data.dropped)
+        lost = (*data.found.refused, *data.found.dropped)
         if lost:
             used = f"stage {stage!r}: {len(data.examples)} samples"
             hooks.on_line(f"{used}; {len(lost)} problems skipped, see {out / SKIPPED}")
-        if data.shortened:
-            hooks.on_line(f"stage {stage!r}: {len(data.shortened)} samples made shorter, see {out / SHORTENED}")
+        if data.found.shortened:
+            hooks.on_line(f"stage {stage!r}: {len(data.found.shortened)} samples made shorter, see {out / SHORTENED}")
         left += [f"{stage}: {line}\n" for line in lost]
-        shortened += [f"{stage}: {line}\n" for line in data.shortened]
+        shortened += [f"{stage}: {line}\n" for line in data.found.shortened]
     for name, lines in ((SKIPPED, left), (SHORTENED, shortened)):
         if lines:
             write_text(out / name, "".join(lines))
@@ -218,13 +218,15 @@ def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path 
             folder = None
         with closing(loop):
             last = _train_stage(work, index, loop, out, hooks)
+        if stage.order == "stream":  # only now is known what was left out
+            _name_affected(work, out, hooks)
         hooks.after_stage(stage, model)
     return last
 
 
 def _build_loop(work: Work, index: int, model: Vlm, hooks: Hooks) -> StageLoop:
     stage, data = work.recipe.stages[index], work.data[index]
-    for note in data.notes:
+    for note in data.found.notes:
         hooks.on_line(f"stage {stage.name!r}: {note}")
     features = _features(model, stage, data.examples, data.preparation, hooks) if stage.cache_features else None
     return StageLoop(

@@ -25,7 +25,7 @@ def corpus_of(folder: Path, conversations: Sequence[Conversation], prepare: Prep
     source = MessagesFile(path=path, allow_outside=True)
     index = index_of(source, prepare, folder=folder / "lengths")
     assert not index.problems
-    return Corpus([CorpusPart("data", source, index, np.arange(len(index)), index.costs)], prepare)
+    return Corpus(prepare, [CorpusPart("data", source, index, np.arange(len(index)), index.costs)])
 
 
 def _record(conversation: Conversation) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from opsin.train.data import StageData, plan_steps
 from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
+from opsin.train.selecting import Found
 from tests.support.corpora import corpus_of
 from tests.support.models import dialogue, draw_picture, stage_of, tiny_vlm
 from tests.support.videos import write_video
@@ -52,7 +53,7 @@ def loop_of(folder: Path, kind: str, precision: str, train: dict[str, Any], *, c
     store_parts(model, [stage], precision)
     prepare_parts(model, stage)
     examples = corpus_of(folder, conversations(folder), prepare)
-    data = StageData(examples, (len(examples),))
+    data = StageData(examples, (len(examples),), Found())
     features = FeatureCache(model, prepare, folder / "features") if cached else None
     if features is not None:
         features.add(pair for example in examples for pair in example.seen)

@@ -1,0 +1,179 @@
+"""Sources that are too large to be read through before the first step: planned a window at a time.
+
+The samples come in the order of their files, those of several sources by their shares, shuffled within a window. A
+source that ends begins anew. Everything is a pure function of (sources, stage, seed), as for stages that are read
+whole: what a sample costs is kept, so a resumed run plans its way to where it was without opening any media again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from opsin.core.errors import DataError
+from opsin.data.corpus import Corpus, Part
+from opsin.data.index import Chunks
+from opsin.data.plan import WINDOW, Filler, Pack
+from opsin.data.sources import Source
+from opsin.train.selecting import Found, Selection
+
+SHUFFLED = 2048
+"""Samples of a window."""
+
+Progress = Callable[[str, int], None]
+"""Told the name of a source, and how many more of its samples are read."""
+
+
+def quiet(_name: str, _more: int) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a stage's sources are read: what is wanted of them, where to tell what happened, and what to do about it."""
+
+    selection: Selection
+    found: Found
+    skip_bad: bool
+    on_progress: Progress
+
+
+class StreamSteps(Sequence[tuple[Pack, ...]]):
+    """The packs of every step of a stage; its samples are added to `corpus` as they are planned.
+
+    A copy in a forked process goes on by itself, and makes the same packs of the same samples.
+    """
+
+    def __init__(self, reading: Reading, corpus: Corpus, seed: int) -> None:
+        self._stage = reading.selection.stage
+        self.packs_per_step = self._stage.packs_per_step
+        self._corpus = corpus
+        self._feeds = [Feed(name, source, reading) for name, source in self._stage.sources.items()]
+        self._seed = seed
+        self._filler = Filler(self._stage.budget)
+        self._costs: dict[int, tuple[int, int, int]] = {}
+        self._window = 0
+        self._packs: list[Pack] = []
+
+    def __len__(self) -> int:
+        return self._stage.steps or 0
+
+    @overload
+    def __getitem__(self, step: int) -> tuple[Pack, ...]: ...
+
+    @overload
+    def __getitem__(self, step: slice) -> list[tuple[Pack, ...]]: ...
+
+    def __getitem__(self, step: int | slice) -> tuple[Pack, ...] | list[tuple[Pack, ...]]:
+        """The packs of a step; everything before it is planned first.
+
+        Raises:
+            DataError: a record among those that are read for it cannot be used.
+        """
+        if isinstance(step, slice):
+            return [self[i] for i in range(len(self))[step]]
+        if not 0 <= step < len(self):
+            raise IndexError(step)  # what ends an iteration
+        each = self.packs_per_step
+        while len(self._packs) < (step + 1) * each:
+            self._packs.append(self._next_pack())
+        return tuple(self._packs[step * each : (step + 1) * each])
+
+    def _next_pack(self) -> Pack:
+        while len(self._filler) < WINDOW:
+            self._read_window()
+        samples = self._filler.pack()
+        tokens, patches, supervised = zip(*(self._costs.pop(sample) for sample in samples), strict=True)
+        return Pack(tuple(samples), tokens=sum(tokens), patches=sum(patches), supervised=sum(supervised))
+
+    def _read_window(self) -> None:
+        first = len(self._corpus)
+        for feed in self._feeds:
+            for part in feed.take(self._window):
+                columns = (part.costs.tokens, part.costs.patches, part.costs.supervised)
+                rows = zip(*(column.tolist() for column in columns), strict=True)
+                self._costs |= dict(enumerate(rows, len(self._corpus)))
+                self._corpus.add(part)
+        order = np.random.default_rng([self._seed, self._window]).permutation(len(self._corpus) - first) + first
+        tokens, patches, _ = zip(*(self._costs[sample] for sample in order.tolist()), strict=True)
+        self._filler.add(order, np.array(tokens), np.array(patches))
+        self._window += 1
+
+
+class _Packs(Sequence[Pack]):
+    """The packs of a stream from a step on; each is planned when it is looked at."""
+
+    def __init__(self, steps: StreamSteps, first: int, each: int) -> None:
+        self._steps, self._first, self._each = steps, first, each
+
+    def __len__(self) -> int:
+        return (len(self._steps) - self._first) * self._each
+
+    @overload
+    def __getitem__(self, number: int) -> Pack: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Pack]: ...
+
+    def __getitem__(self, number: int | slice) -> Pack | list[Pack]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(len(self))[number]]
+        step, place = divmod(number, self._each)
+        return self._steps[self._first + step][place]
+
+
+def packs_from(steps: Sequence[tuple[Pack, ...]], first: int) -> Sequence[Pack]:
+    """The packs of all steps from one on, without planning a stream ahead."""
+    if isinstance(steps, StreamSteps):
+        return _Packs(steps, first, steps.packs_per_step)
+    return [pack for step in steps[first:] for pack in step]
+
+
+class Feed:
+    """The samples of one source, one after the other without an end: its share of every window."""
+
+    def __init__(self, name: str, source: Source, reading: Reading) -> None:
+        self._name, self._source, self._reading = name, source, reading
+        prepare = reading.selection.preparation
+        self._chunks = Chunks(source, prepare, lambda more: reading.on_progress(name, more))
+        self._found = reading.found
+        self._number = 0
+        self._part: Part | None = None
+        self._at = 0
+        self._usable = 0
+
+    def take(self, window: int) -> list[Part]:
+        """What a window takes; windows are asked for in order.
+
+        Raises:
+            DataError: a record that is read for it cannot be used; the source has none that can.
+        """
+        share = self._source.share or 1.0
+        left = int((window + 1) * SHUFFLED * share) - int(window * SHUFFLED * share)
+        taken = []
+        while left:
+            if self._part is None or self._at == len(self._part):
+                self._part, self._at = self._read(), 0
+            chosen = np.arange(self._at, min(self._at + left, len(self._part)))
+            if len(chosen):
+                taken.append(self._part.take(chosen))
+            self._at += len(chosen)
+            left -= len(chosen)
+        return taken
+
+    def _read(self) -> Part:
+        index = self._chunks.chunk(self._number)
+        part = self._reading.selection.part(self._name, self._source, index, self._found)
+        if self._found.refused and not self._reading.skip_bad:
+            raise DataError(self._found.refused)
+        self._usable += len(part)
+        if index.last and not self._usable:
+            lost = (*self._found.refused, *self._found.dropped)
+            raise DataError([f"{self._source.path}: no sample that the stage can use", *lost])
+        if index.last:  # what happened to its samples is told once
+            self._found = Found()
+        self._number = 0 if index.last else self._number + 1
+        return part
