@@ -14,7 +14,7 @@ from opsin.data import index as module
 from opsin.data.corpus import Corpus, Part
 from opsin.data.costs import KINDS
 from opsin.data.example import Fit, Preparation, make_example
-from opsin.data.index import Index, index_of
+from opsin.data.index import Chunks, Index, index_of
 from opsin.data.sources import LlavaFile
 from tests.support.models import draw_picture, tiny_vlm
 
@@ -173,3 +173,57 @@ def test_problems_are_told_every_time_until_they_are_mended(tmp_path: Path, prep
         assert "(id-1) image 'gone.png': no such file" in problem
     draw_picture(tmp_path / "gone.png", 1)
     assert index_of(source, prepare).ids == ("id-0", "id-1")
+
+
+def test_an_interrupted_index_goes_on_where_it_was(
+    source: LlavaFile, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = index_of(source, prepare)
+    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "FORMAT", -1)  # another folder
+    real = module.make_example
+
+    def stopped(conversation: Any, *rest: Any) -> Any:
+        if conversation.id == "id-6":
+            raise KeyboardInterrupt
+        return real(conversation, *rest)
+
+    monkeypatch.setattr(module, "make_example", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        index_of(source, prepare)
+    monkeypatch.setattr(module, "make_example", real)
+    calls = count_measured(monkeypatch)
+    index = index_of(source, prepare)
+    assert len(calls) == 5  # the first four were kept
+    assert index.ids == whole.ids
+    assert index.counts == whole.counts
+    assert np.array_equal(index.addresses_N4, whole.addresses_N4)
+    assert np.array_equal(index.costs.columns(), whole.costs.columns())
+
+
+@pytest.mark.parametrize("count", [3, 4, 8, 9])
+def test_chunks_hold_every_sample_once(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    source = written(tmp_path, [record(n, n % 2) for n in range(count)])
+    for _ in range(2):  # measured, then kept
+        assert index_of(source, prepare).ids == tuple(f"id-{n}" for n in range(count))
+    chunks = Chunks(source, prepare)
+    assert chunks.chunk(0).ids == tuple(f"id-{n}" for n in range(min(4, count)))
+
+
+def test_a_chunk_with_a_problem_is_made_anew_and_the_others_are_kept(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    records = [record(n) for n in range(12)]
+    records[5]["conversations"][1]["value"] = ""  # nothing to learn
+    source = written(tmp_path, records)
+    first = index_of(source, prepare)
+    calls = count_measured(monkeypatch)
+    again = index_of(source, prepare)
+    assert len(calls) == 4
+    assert again.problems == first.problems
+    assert len(first.problems) == 1
+    assert again.ids == first.ids

@@ -1,0 +1,166 @@
+"""What a stage uses of its sources: kinds, lengths, amounts, a resolution of its own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opsin.core.errors import DataError, ModelError
+from opsin.train.data import StageData, mixture_digest, plan_steps, read_stage
+from opsin.train.recipe import Stage
+from tests.support.models import draw_picture, tiny_vlm
+
+TRAIN = {"language": {"lr": 1e-3}}
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
+
+
+def write(folder: Path, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    for number in range(2):
+        draw_picture(folder / f"{number}.png", number, (64, 48))
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return {"kind": "llava", "path": path}
+
+
+def texts(folder: Path, name: str, count: int) -> dict[str, Any]:
+    return write(folder, name, [{"id": f"{name}-{n}", "conversations": turns(("Say", "so"))} for n in range(count)])
+
+
+def every_kind(folder: Path) -> dict[str, Any]:
+    return write(
+        folder,
+        "all",
+        [
+            {"id": "text", "conversations": turns(("Say", "so"))},
+            {"id": "one", "image": "0.png", "conversations": turns(("<image>What?", "A cat."))},
+            {"id": "two", "image": ["0.png", "1.png"], "conversations": turns(("<image><image>Which?", "Both."))},
+        ],
+    )
+
+
+def stage(*sources: dict[str, Any], **changes: Any) -> Stage:
+    return Stage.model_validate({"name": "x", "data": list(sources), "train": TRAIN, "batch_tokens": 64} | changes)
+
+
+def read(folder: Path, value: Stage, model: dict[str, Any] | None = None, **options: Any) -> StageData:
+    vlm, prepare = tiny_vlm(folder, **(model or {}))
+    return read_stage(value, vlm.config, prepare.tokenizer, **options)
+
+
+def taken(data: StageData, value: Stage, seed: int = 0) -> list[str]:
+    return [data.examples.id(i) for step in plan_steps(data, value, seed) for pack in step for i in pack.samples]
+
+
+def test_a_stage_takes_the_kinds_that_it_wants(tmp_path: Path) -> None:
+    value = stage(every_kind(tmp_path), only=["image", "images"])
+    data = read(tmp_path, value)
+    assert list(data.examples.ids()) == ["one", "two"]
+    assert data.found.notes == ["1 samples left out: not of the stage's kinds"]
+    assert data.examples[0].id == "one"
+
+
+def test_amounts_are_taken_every_epoch(tmp_path: Path) -> None:
+    sources = texts(tmp_path, "a", 10) | {"weight": 2}, texts(tmp_path, "b", 10) | {"number": 3}
+    value = stage(*sources, epochs=3)
+    counts = Counter(taken(read(tmp_path, value), value))
+    assert [counts[f"a-{n}"] for n in range(10)] == [6] * 10
+    assert sum(counts[f"b-{n}"] for n in range(10)) == 9
+    assert max(counts[f"b-{n}"] for n in range(10)) == 1  # over epochs other ones
+
+
+def test_the_first_of_a_source_as_published_mixtures_take_them(tmp_path: Path) -> None:
+    value = stage(texts(tmp_path, "a", 10) | {"number": 3, "pick": "first"}, epochs=2)
+    assert Counter(taken(read(tmp_path, value), value)) == {"a-0": 2, "a-1": 2, "a-2": 2}
+
+
+def test_sources_are_named_by_their_files_unless_they_have_a_name(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    same = texts(tmp_path, "a", 1), texts(tmp_path / "other", "a", 1), texts(tmp_path, "b", 1) | {"name": "chat"}
+    assert list(stage(*same).sources) == ["a-1", "a-2", "chat"]
+    with pytest.raises(ValueError, match="two sources have the same name"):
+        stage(texts(tmp_path, "b", 1) | {"name": "a-1"}, *same)
+
+
+def test_the_mixtures_hash_follows_contents_and_amounts(tmp_path: Path) -> None:
+    source = texts(tmp_path, "a", 3)
+    digests = {mixture_digest(stage(source)), mixture_digest(stage(source | {"weight": 2}))}
+    texts(tmp_path, "a", 4)
+    assert len({*digests, mixture_digest(stage(source))}) == 3
+    assert mixture_digest(stage(source)) == mixture_digest(stage(source, epochs=2))
+
+
+def long(folder: Path) -> dict[str, Any]:
+    chat = turns(*[("Say it again please", "so " * 6)] * 4)
+    return write(
+        folder,
+        "long",
+        [
+            {"id": "short", "conversations": turns(("Say", "so"))},
+            {"id": "chat", "conversations": chat},
+            {"id": "endless", "conversations": turns(("Say", "so " * 90))},
+        ],
+    )
+
+
+def test_long_samples_are_refused_by_default(tmp_path: Path) -> None:
+    value = stage(long(tmp_path))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, value)
+    assert len(caught.value.problems) == 2
+    assert all("more than the pack's budget of 64" in problem for problem in caught.value.problems)
+    assert list(read(tmp_path, value, skip_bad=True).examples.ids()) == ["short"]
+
+
+def test_long_samples_are_dropped_and_named(tmp_path: Path) -> None:
+    data = read(tmp_path, stage(long(tmp_path), too_long="drop"))
+    assert list(data.examples.ids()) == ["short"]
+    assert ["(chat)" in data.found.dropped[0], "(endless)" in data.found.dropped[1]] == [True, True]
+    assert data.found.refused == []
+
+
+def test_long_samples_lose_their_last_exchanges_and_are_named(tmp_path: Path) -> None:
+    value = stage(long(tmp_path), too_long="truncate_turns")
+    data = read(tmp_path, value)
+    assert list(data.examples.ids()) == ["short", "chat"]
+    assert data.examples[1].num_tokens == data.examples.costs.tokens[1] <= 64
+    (dropped,), (shortened,) = data.found.dropped, data.found.shortened
+    assert "(endless)" in dropped
+    assert "(chat)" in shortened
+    assert "of 4 exchanges kept" in shortened
+    assert Counter(taken(data, value)) == {"short": 1, "chat": 1}
+
+
+def test_pictures_are_shrunk_to_fit(tmp_path: Path) -> None:
+    model = {"encoder": "native_vit", "resolution": "native", "positions": "mrope"}
+    value = stage(every_kind(tmp_path), too_long="shrink_images", batch_tokens=26)
+    with pytest.raises(DataError, match="budget of 26"):
+        read(tmp_path, stage(every_kind(tmp_path), batch_tokens=26), model)
+    data = read(tmp_path, value, model)
+    assert data.found.shortened
+    assert all(example.num_tokens <= 26 for example in data.examples)
+    assert data.examples.costs.tokens.tolist() == [example.num_tokens for example in data.examples]
+
+
+def test_a_stage_may_have_a_resolution_of_its_own(tmp_path: Path) -> None:
+    model = {"encoder": "siglip", "resolution": "any_res"}
+    own, cheap = (
+        read(tmp_path, stage(every_kind(tmp_path), batch_tokens=512, **changes), model)
+        for changes in ({}, {"resolution": {"kind": "square", "size": 32}})
+    )
+    assert cheap.examples.costs.tokens[1] < own.examples.costs.tokens[1]
+    assert cheap.examples[1].num_tokens == cheap.examples.costs.tokens[1]
+    any_res = {"kind": "any_res", "size": 32, "pinpoints": [[32, 32]]}
+    with pytest.raises(ModelError, match="no newline vector"):
+        read(tmp_path, stage(every_kind(tmp_path), resolution=any_res), {"encoder": "siglip"})
+
+
+def test_a_stage_ends_after_its_steps(tmp_path: Path) -> None:
+    value = stage(texts(tmp_path, "a", 40), steps=2)
+    assert len(plan_steps(read(tmp_path, value), value, 0)) == 2
