@@ -10,13 +10,14 @@ from typing import Literal
 
 from opsin.core.errors import DataError, OpsinError
 from opsin.core.types import Clip, Conversation, Medium, Picture
+from opsin.data.file_state import states_of
 from opsin.data.parquet_file import ParquetFile
 from opsin.data.record_file import BadRecord, Counts
 from opsin.data.records import read_records
 from opsin.data.science_qa import ScienceQA
 from opsin.data.sources import LlavaFile, MessagesFile, Source
 from opsin.data.tar_shards import TarShards
-from opsin.text.templates import ordered_turns, sample_name
+from opsin.text.segments import nothing_to_learn, ordered_turns, sample_name, text_of
 from opsin.vision.picture import frames_size, open_picture, picture_size
 from opsin.vision.video import read_frames, video_facts
 
@@ -52,10 +53,9 @@ def source_of(path: Path, image_root: Path | None = None) -> Source:
     """The format of a file, told by its name, or by its first record that can be read.
 
     Raises:
-        DataError: it has no record that tells.
+        DataError: it is no file, or has no record that tells.
     """
-    if not path.is_file():
-        raise DataError([f"{path}: no such file; correct the path"])
+    states_of((path,))  # which says what is wrong with a path that is no file
     if path.suffix == ".parquet":
         return ParquetFile(path=path, image_root=image_root)
     if path.suffix == ".tar":
@@ -123,7 +123,9 @@ class _Ids:
 def _problems(conversation: Conversation, seen: _Seen) -> Sequence[Problem]:
     found = []
     try:
-        ordered_turns(conversation, open_for_generation=False)
+        _, turns = ordered_turns(conversation, open_for_generation=False)
+        if not any(text_of(turn).strip() for turn in turns if turn.role == "assistant"):
+            raise nothing_to_learn(conversation)
     except OpsinError as error:
         found.append(Problem("turns", str(error)))
     for medium in conversation.media:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from opsin.core.errors import OpsinError, PictureError, VideoError
+from opsin.core.errors import OpsinError, VideoError
 from opsin.core.types import PLACEHOLDER_ID, Clip, Conversation, Example, Layout, Medium, MediumRole, Picture
 from opsin.text.render import render
 from opsin.text.templates import Template, sample_name
 from opsin.text.tokenizer import Tokenizer
-from opsin.vision.picture import PictureSize, picture_size
+from opsin.vision.picture import PictureSize, frames_size, picture_size
 from opsin.vision.positions import Positions
 from opsin.vision.resolution import Colour, Resolution, plan_layout
 from opsin.vision.sampling import Sampling
@@ -173,11 +173,4 @@ def _measured(medium: Medium, sampling: Sampling) -> tuple[Medium, PictureSize, 
         except ValueError as error:
             raise VideoError(f"{medium.path}: {error}") from None
         return replace(medium, taken=taken), PictureSize(facts.height, facts.width), len(taken)
-    sizes = [picture_size(frame) for frame in medium.frames]
-    for frame, size in zip(medium.frames, sizes, strict=True):
-        if size != sizes[0]:
-            raise PictureError(
-                f"{frame.name}: {size.height}x{size.width} pixels (HxW), but the clip's first frame has "
-                f"{sizes[0].height}x{sizes[0].width}; all frames of a clip must have one size"
-            )
-    return medium, sizes[0], len(sizes)
+    return medium, frames_size(medium.frames), len(medium.frames)

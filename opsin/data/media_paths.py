@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 
 from opsin.core.types import Clip, Picture
@@ -13,12 +16,16 @@ from opsin.data.fields import Named, RecordError
 from opsin.vision.picture import MAX_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MediaRoot:
     """The folder that paths are relative to; paths out of it are refused unless `allow_outside`."""
 
     folder: Path
     allow_outside: bool = False
+
+    @cached_property
+    def _resolved(self) -> str:
+        return os.path.realpath(self.folder)
 
     def pictures(self, names: Iterable[Named]) -> list[Picture]:
         """Pictures, by their paths.
@@ -58,11 +65,13 @@ class MediaRoot:
         if not self.allow_outside and (problem := self._outside(name, path, kind)):
             return problem
         try:
-            found = path.is_file()
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{kind} {name!r}: no such file under {self.folder}; correct the path or image_root"
         except OSError as error:  # a name longer than the file system takes, a loop of links
             return f"{kind} {name!r}: {error.strerror}; correct the path"
-        if not found:
-            return f"{kind} {name!r}: no such file under {self.folder}; correct the path or image_root"
+        if not stat.S_ISREG(mode):  # a FIFO would block for ever
+            return f"{kind} {name!r}: a folder or a device under {self.folder}, not a file; correct the path"
         return path
 
     def _outside(self, name: str, path: Path, kind: str) -> str | None:
@@ -72,7 +81,7 @@ class MediaRoot:
         if ".." in PurePath(name).parts:
             return f"{kind} {name!r}: '..' in the path; {allow}"
         try:
-            inside = path.resolve().is_relative_to(self.folder.resolve())
+            inside = Path(os.path.realpath(path)).is_relative_to(self._resolved)
         except OSError as error:
             return f"{kind} {name!r}: {error.strerror}; correct the path"
         return (

@@ -100,7 +100,7 @@ def _mark(value: Any, name: str) -> str:
     kind = fields.get("type")
     if kind == "text":
         return string(fields, "text", name)
-    if kind in MARKS and set(fields) == {"type"}:
+    if isinstance(kind, str) and kind in MARKS and set(fields) == {"type"}:
         return MARKS[kind]
     raise RecordError(
         f"{name}: the record has images or videos beside its messages, whose places are "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from opsin.core.errors import RenderError
 from opsin.text.labels import POLICIES, Policy
 from opsin.text.own_template import spoken
-from opsin.text.segments import Control, Media, Opening, Segment, Text, joined, sample_name
+from opsin.text.segments import Control, Media, Opening, Segment, Text, joined, nothing_to_learn, sample_name
 
 if TYPE_CHECKING:
     from opsin.core.types import Conversation, Medium
@@ -40,10 +40,7 @@ def render(
     speaking = spoken(template, tokenizer)
     segments = joined(speaking.segments(conversation, open_for_generation=open_for_generation))
     if not open_for_generation and not any(_teaches(segment) for segment in segments):
-        raise RenderError(
-            f"{sample_name(conversation)}: nothing to learn: 0 of {len(conversation.turns)} turns hold an answer with "
-            "text other than spaces; remove the sample"
-        )
+        raise nothing_to_learn(conversation)
     try:
         return _encode(segments, tokenizer, POLICIES[speaking.labels])
     except RenderError as error:

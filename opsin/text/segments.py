@@ -91,6 +91,14 @@ def ordered_turns(conversation: Conversation, *, open_for_generation: bool) -> t
     return (text_of(conversation.turns[0]) if has_system else None), turns
 
 
+def nothing_to_learn(conversation: Conversation) -> RenderError:
+    """What is wrong with a sample whose answers are all empty."""
+    return RenderError(
+        f"{sample_name(conversation)}: nothing to learn: 0 of {len(conversation.turns)} turns hold an answer with "
+        "text other than spaces; remove the sample"
+    )
+
+
 def exchanges(turns: tuple[Turn, ...], *, open_for_generation: bool) -> Iterator[tuple[Turn, Turn | None, bool]]:
     """Each question with its answer and whether the answer is open: not begun (None), or begun and to be continued."""
     for index in range(0, len(turns), 2):

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from opsin.cli import main
 from opsin.core.errors import DataError
@@ -78,6 +79,31 @@ def test_the_command_lists_counts_and_fails(tmp_path: Path, capsys: pytest.Captu
     good.write_text(json.dumps(said("Hi", "Hello")), encoding="utf-8")
     assert run("data", "check", str(good)) == 0
     assert capsys.readouterr().out == f"{good}: 1 conversations, 2 turns, 0 pictures; no problems\n"
+
+
+def test_what_stops_nothing_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.new("RGB", (8, 6), (0, 80 * number, 0)) for number in range(3)]
+    for name in "abcd":
+        frames[0].save(tmp_path / f"{name}.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "still.gif")
+    names = ["a", "a", "b", "still", "c", "d"]
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps(said("<image>What?", "A cat.", image=f"{name}.gif") | {"id": name}) for name in names]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    notes = [
+        f"{path}:2: (a) an earlier record has this id; in all 1 ids are repeated. "
+        "Messages and reports name samples by their ids",
+        "4 animated pictures, of which the first frame is taken: "
+        f"{tmp_path / 'a.gif'}, {tmp_path / 'b.gif'}, {tmp_path / 'c.gif'}, ...",
+    ]
+    assert run("data", "check", str(path)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"note: {note}" for note in notes),
+        f"{path}: 6 conversations, 12 turns, 6 pictures, 1 repeated ids; no problems",
+    ]
+    assert run("data", "check", str(path), "--json") == 0
+    (value,) = json.loads(capsys.readouterr().out)
+    assert (value["notes"], value["problems"]) == (notes, [])
 
 
 def run(*arguments: str) -> int:

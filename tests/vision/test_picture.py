@@ -152,6 +152,18 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
         assert max(green, blue) < 5
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("gif", "GIF"), ("webp", "WEBP"), ("png", "PNG"), ("jpg", "MPO")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_animation_is_told_from_its_header_and_a_jpeg_with_further_pictures_is_none(
+    tmp_path: Path, suffix: str, kind: str, count: int
+) -> None:
+    frames = [Image.new("RGB", (8, 6), (0, 80 * number, 0)) for number in range(count)]
+    frames[0].save(tmp_path / f"a.{suffix}", kind, save_all=True, append_images=frames[1:])
+    size = picture_size(Picture(path=tmp_path / f"a.{suffix}"))
+    assert (size.height, size.width) == (6, 8)
+    assert size.animated == (count > 1 and kind in ("GIF", "WEBP", "PNG"))
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
 def test_a_truncated_file(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
