@@ -8,6 +8,7 @@ before its header says so is told by timestamps, since Matroska does not count i
 from __future__ import annotations
 
 import io
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from opsin.core.errors import MissingExtraError, PictureError, VideoError
-from opsin.vision.picture import check_size
+from opsin.vision.picture import MAX_PIXELS, check_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +32,9 @@ SEEK_SECONDS = 5.0
 """Frames further apart than this are sought by way of the nearest key frame, instead of decoding all between them."""
 
 HEAD_BYTES = 16
+
+CLOCK = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d{1,12})?)")
+"""Hours, minutes and seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +146,7 @@ def _upright(frame: Any) -> Image.Image:
 
 def _facts(path: Path, container: Any, stream: Any) -> VideoFacts:
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if stream.duration is not None:
-        seconds = float(stream.duration * stream.time_base)
-    else:
-        seconds = (container.duration or 0) / 1e6
-    frames = stream.frames or round(seconds * rate)
+    frames = stream.frames or round(_seconds(container, stream) * rate)
     if rate <= 0 or frames < 1:
         raise VideoError(f"{path}: its header tells neither a number of frames nor a length; convert it to MP4")
     if frames / rate > MAX_SECONDS:
@@ -163,6 +163,16 @@ def _facts(path: Path, container: Any, stream: Any) -> VideoFacts:
     if first.rotation % 180:
         height, width = width, height
     return VideoFacts(height, width, frames, rate)
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    """Length of the pictures. Matroska tells only that of the file, whose sound can be longer, and theirs in a tag."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    whole = (container.duration or 0) / 1e6
+    tag = CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+    own = float(tag[1]) * 3600 + float(tag[2]) * 60 + float(tag[3]) if tag else 0
+    return min(own or whole, whole or own)
 
 
 @contextmanager
@@ -182,7 +192,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise VideoError(f"{path}: has no video, only sound or text")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(f"{path}: its frames are in a code that no decoder here knows; convert it to MP4")
             stream.thread_type, stream.thread_count = "AUTO", 2
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames can grow behind the header
             yield container, stream
 
 

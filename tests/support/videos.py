@@ -51,6 +51,54 @@ def write_video(
     return path
 
 
+def write_with_sound(path: Path, frames: int, sound_seconds: float) -> Path:
+    """Frames at 10 a second, and silence that is shorter or longer than they are."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(CODECS[path.suffix[1:]], rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        sound: Any = container.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48_000)
+        sound.layout = "mono"
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        for start in range(0, int(48_000 * sound_seconds), 960):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), dtype=np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 48_000, start
+            container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    return path
+
+
+def write_growing(path: Path, sizes: Iterable[tuple[int, int]]) -> Path:
+    """Frames (JPEG) of these sizes, (height, width), while the header tells the usual one."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        container.start_encoding()
+        for number, size in enumerate(sizes):
+            encoder: Any = av.CodecContext.create("mjpeg", "w")
+            encoder.height, encoder.width, encoder.pix_fmt = *size, "yuvj420p"
+            encoder.time_base = Fraction(1, 10)
+            frame = av.VideoFrame.from_ndarray(numbered(number, size), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            for packet in [*encoder.encode(frame), *encoder.encode(None)]:
+                packet.stream = stream
+                container.mux(packet)
+    return path
+
+
+def write_no_frame(path: Path) -> Path:
+    """A header that promises a video, and no frame of it."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(CODECS[path.suffix[1:]], rate=10)
+        stream.height, stream.width = HEIGHT, WIDTH
+        stream.pix_fmt = "yuvj420p" if path.suffix == ".avi" else "yuv420p"
+        container.start_encoding()
+    return path
+
+
 def numbered(number: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
     """A picture (height, width, 3) that holds a number below 256: a grey level on the left, another on the right."""
     picture = np.empty((*size, 3), dtype=np.uint8)
