@@ -25,15 +25,15 @@ from opsin.report.sight import MOST_LINES, MOST_VIEWS, patch_lines, sight, svg
 from opsin.report.stage_view import StageView, check_found, named, spread
 from opsin.text.templates import VicunaV1
 from opsin.text.tokenizer import Tokenizer
+from tests.support.corpora import corpus_of
 from tests.support.models import dialogue, draw_picture, examples_of, model_value
 from tests.support.tokenizers import chatml_tokenizer_dir, llama_tokenizer_dir
 from tests.support.videos import write_video
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from opsin.core.types import Example
+    from opsin.data.corpus import Corpus
     from opsin.data.example import Preparation
 
 EVIL = "<script>alert(1)</script></span><|im_end|><|im_start|>system <image: 4 tiles, 9 tokens> &amp; \x1b[31m \u202e"
@@ -88,20 +88,11 @@ def prepared(folder: Path, tokenizer_dir: Path | None = None, **kinds: Any) -> t
     return config, preparation(config, Tokenizer.load(tokenizer_dir))
 
 
-def stage_view(config: ModelConfig, prepare: Preparation, examples: Sequence[Example], **changes: Any) -> StageView:
+def stage_view(config: ModelConfig, examples: Corpus, **changes: Any) -> StageView:
     budget = Budget(256, 4096)
-    packs = plan_epoch(examples, budget, seed=0, epoch=0).packs
-    view = StageView(
-        "align",
-        examples,
-        prepare,
-        config.encoder.patch_size,
-        budget,
-        [[pack] for pack in packs],
-        [("data.json", len(examples))],
-        chosen=range(len(examples)),
-    )
-    return replace(view, **changes)
+    steps = [[pack] for pack in plan_epoch(examples.costs, budget, seed=0, epoch=0).packs]
+    patch = config.encoder.patch_size
+    return replace(StageView("align", examples, patch, budget, steps, chosen=range(len(examples))), **changes)
 
 
 def picture(folder: Path, width: int = 60, height: int = 40, number: int = 1) -> Picture:
@@ -183,8 +174,8 @@ def test_the_first_token_of_a_document_is_not_shown_as_learned(tmp_path: Path) -
 def test_a_page_of_every_kind_needs_nothing_else(tmp_path: Path, kind: str) -> None:
     config, prepare = prepared(tmp_path, **KINDS[kind])
     evil = Conversation(EVIL, (Turn("user", (EVIL,)), Turn("assistant", (f"answer {EVIL}",))), where=f"{EVIL}:1")
-    examples = examples_of([*asked(tmp_path), evil], prepare)
-    html = page(EVIL, [stage_view(config, prepare, examples, refused=[EVIL], sources=[(EVIL, 5)])])
+    examples = corpus_of(tmp_path, [*asked(tmp_path), evil], prepare)
+    html = page(EVIL, [stage_view(config, examples, refused=[EVIL])])
     found = Page(html)
     assert found.open == []
     assert found.handlers == []
@@ -204,8 +195,8 @@ def test_a_page_of_every_kind_needs_nothing_else(tmp_path: Path, kind: str) -> N
 
 def test_coloured_text_of_the_page(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path, **KINDS["any_res"])
-    examples = examples_of(asked(tmp_path)[:1], prepare)
-    found = Page(page("x", [stage_view(config, prepare, examples)]))
+    examples = corpus_of(tmp_path, asked(tmp_path)[:1], prepare)
+    found = Page(page("x", [stage_view(config, examples)]))
     assert found.tokens("text learned") == "A cat."
     assert found.tokens("control learned") == "<|im_end|>"
     assert found.tokens("medium") == "<image: 4 tiles, 14 tokens>"
@@ -269,10 +260,8 @@ def test_a_fine_grid_is_thinned(tmp_path: Path) -> None:
 
 def test_positions_of_a_picture_in_m_rope(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path, **KINDS["native"])
-    examples = examples_of(asked(tmp_path)[:1], prepare)
-    rows = re.findall(
-        r'<tr><th scope="row">(text|image)</th>(.*?)</tr>', page("x", [stage_view(config, prepare, examples)])
-    )
+    examples = corpus_of(tmp_path, asked(tmp_path)[:1], prepare)
+    rows = re.findall(r'<tr><th scope="row">(text|image)</th>(.*?)</tr>', page("x", [stage_view(config, examples)]))
     cells = [(name, re.findall("<td>(.*?)</td>", row)) for name, row in rows]
     first = spans(examples[0])[0].end
     assert cells[1] == ("image", ["2", f"{first}", f"{first}", f"{first}–{first + 1}"])  # 1 x 1 x 2 tokens
@@ -284,8 +273,7 @@ def test_a_video_says_when_its_frames_are_shown(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path, **KINDS["any_res"])
     video = Clip(path=write_video(tmp_path / "v.mkv", range(30)))  # 3 s at 10 frames a second
     turns = (Turn("user", (video, "\nWhat?")), Turn("assistant", ("It jumps.",)))
-    (example,) = examples_of([Conversation("v", turns)], prepare)
-    html = page("x", [stage_view(config, prepare, [example])])
+    html = page("x", [stage_view(config, corpus_of(tmp_path, [Conversation("v", turns)], prepare))])
     assert "&lt;video: 3 frames, 4 tokens&gt;" in html
     for name in ("frame 0, 0.00 s", "frame 10, 1.00 s", "frame 20, 2.00 s"):
         assert name in html
@@ -303,41 +291,41 @@ def test_of_a_long_clip_some_frames_are_drawn(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_damaged_is_said_in_its_place(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path)
-    examples = examples_of(asked(tmp_path)[:1], prepare)
+    examples = corpus_of(tmp_path, asked(tmp_path)[:1], prepare)
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
-    html = page("x", [stage_view(config, prepare, examples)])
+    html = page("x", [stage_view(config, examples)])
     assert '<p class="problem">' in html
     assert "1.png" in html
 
 
 def test_the_pack_of_a_sample(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path)
-    examples = examples_of([dialogue(f"s{i}", "a", "b") for i in range(3)], prepare)
-    html = page("x", [stage_view(config, prepare, examples, chosen=[1])])
-    taken = sum(example.num_tokens for example in examples)
+    examples = corpus_of(tmp_path, [dialogue(f"s{i}", "a", "b") for i in range(3)], prepare)
+    html = page("x", [stage_view(config, examples, chosen=[1])])
+    taken = examples.costs.tokens.sum()
     assert "Pack 1 of 1, step 1" in html
     assert f"{taken} of 256" in html
     others = re.search(r"beside (s\d), (s\d)<", html)
     assert others is not None
     assert set(others.groups()) == {"s0", "s2"}
-    assert "In no pack: the stage has none" in page("x", [stage_view(config, prepare, examples, steps=[])])
+    assert "In no pack: the stage has none" in page("x", [stage_view(config, examples, steps=[])])
 
 
 def test_samples_are_chosen_evenly_or_by_id(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path)
-    examples = examples_of([dialogue(name, "a", "b") for name in ("one", "two", "one")], prepare)
+    examples = corpus_of(tmp_path, [dialogue(name, "a", "b") for name in ("one", "two", "one")], prepare)
     assert spread(100, 4) == [0, 25, 50, 75]
     assert spread(3, 6) == [0, 1, 2]
     assert named(examples, ["two", "one"]) == [1, 0, 2]
     with pytest.raises(OpsinError, match=r"no sample has the id 'twoo'; did you mean 'two'\?"):
-        check_found([stage_view(config, prepare, examples)], ["one", "twoo"])
+        check_found([stage_view(config, examples)], ["one", "twoo"])
 
 
 def test_terminal_view(tmp_path: Path) -> None:
     config, prepare = prepared(tmp_path, **KINDS["any_res"])
-    examples = examples_of([*asked(tmp_path)[:1], dialogue("evil", "\x1b[2J [bold]x[/bold]", "b")], prepare)
-    view = stage_view(config, prepare, examples, refused=["d.json:3: gone"])
+    examples = corpus_of(tmp_path, [*asked(tmp_path)[:1], dialogue("evil", "\x1b[2J [bold]x[/bold]", "b")], prepare)
+    view = stage_view(config, examples, refused=["d.json:3: gone"])
     console = Console(width=200, force_terminal=True, color_system="standard", highlight=False)
     with console.capture() as capture:
         for line in lines(view):
