@@ -73,11 +73,14 @@ def plan(
     from opsin.train.recipe import load_recipe
 
     value = load_recipe(recipe, overrides or [])
-    Console(stderr=True).print("loading libraries", style="dim")
+    console = Console(stderr=True)
+    console.print("loading libraries", style="dim")
     from opsin.train.outlook import look_ahead
     from opsin.train.outlook_table import lines
+    from opsin.train.progress import ProgressHooks
 
-    stages = look_ahead(value, ranks)
+    with ProgressHooks(console) as progress:
+        stages = look_ahead(value, ranks, progress.on_read)
     if as_json:
         typer.echo(json.dumps([stage.as_dict() for stage in stages]))
     else:

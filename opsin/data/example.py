@@ -6,7 +6,7 @@ cannot differ between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ from opsin.vision.video import video_facts
 
 FORMAT = 1
 """Raised with every change of opsin's own code that changes what an example costs or how a medium is laid out."""
+
+ANIMATED = "animated pictures, of which the first frame is taken"
 
 Seen = tuple[Medium, Layout]
 """A medium with the layout that it has in its conversation."""
@@ -74,9 +76,16 @@ WHOLE = Fit()
 
 
 def make_example(
-    conversation: Conversation, preparation: Preparation, *, fit: Fit = WHOLE, open_for_generation: bool = False
+    conversation: Conversation,
+    preparation: Preparation,
+    *,
+    fit: Fit = WHOLE,
+    open_for_generation: bool = False,
+    on_note: Callable[[str], None] = lambda _note: None,
 ) -> Example:
     """Render, plan every medium's layout from its header, and open its positions.
+
+    `on_note` is told what a person should know of a medium though it is used (`ANIMATED`).
 
     Raises:
         OpsinError: the conversation cannot be rendered or a medium is unusable; the message names the sample.
@@ -86,7 +95,7 @@ def make_example(
         conversation, preparation.template, preparation.tokenizer, open_for_generation=open_for_generation
     )
     sample = sample_name(conversation)
-    whole = plan_media([medium for _, medium in rendered.media], preparation, sample)
+    whole = plan_media([medium for _, medium in rendered.media], preparation, sample, on_note)
     seen = [shrunk(pair, preparation, fit.level) for pair in whole]
     layouts = tuple(layout for _, layout in seen)
     taken = [layout.tokens if preparation.spliced else 0 for layout in layouts]
@@ -109,7 +118,12 @@ def make_example(
     )
 
 
-def plan_media(media: Sequence[Medium], preparation: Preparation, sample: str) -> list[Seen]:
+def plan_media(
+    media: Sequence[Medium],
+    preparation: Preparation,
+    sample: str,
+    on_note: Callable[[str], None] = lambda _note: None,
+) -> list[Seen]:
     """Every medium of one conversation with its layout; of video files, the frames that are taken are chosen here.
 
     Raises:
@@ -119,6 +133,8 @@ def plan_media(media: Sequence[Medium], preparation: Preparation, sample: str) -
     for medium in media:
         try:
             chosen, size, frames = _measured(medium, preparation.video)
+            if size.animated:
+                on_note(ANIMATED)
             role = _role(medium, media)
             layout = plan_layout(preparation.resolution, size.height, size.width, role, preparation.tower, frames)
         except OpsinError as error:

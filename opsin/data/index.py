@@ -114,6 +114,9 @@ class Chunks:
         if os.getpid() == self._home:  # not from every worker
             self._on_progress(more)
 
+    def _note(self, note: str) -> None:
+        self._counts[note] += 1
+
     def _begin(self) -> None:
         self._process = os.getpid()
         self._counts: Counts = Counter()
@@ -138,7 +141,7 @@ class Chunks:
             for address, conversation in itertools.islice(self._located, CHUNK):
                 seen += 1
                 try:
-                    example = make_example(conversation, self._preparation)
+                    example = make_example(conversation, self._preparation, on_note=self._note)
                 except OpsinError as error:
                     problems.append(str(error))
                     continue

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from opsin.data import index as module
 from opsin.data.corpus import Corpus, Part
@@ -183,10 +184,10 @@ def test_an_interrupted_index_goes_on_where_it_was(
     monkeypatch.setattr(module, "FORMAT", -1)  # another folder
     real = module.make_example
 
-    def stopped(conversation: Any, *rest: Any) -> Any:
+    def stopped(conversation: Any, *rest: Any, **options: Any) -> Any:
         if conversation.id == "id-6":
             raise KeyboardInterrupt
-        return real(conversation, *rest)
+        return real(conversation, *rest, **options)
 
     monkeypatch.setattr(module, "make_example", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -227,3 +228,11 @@ def test_a_chunk_with_a_problem_is_made_anew_and_the_others_are_kept(
     assert again.problems == first.problems
     assert len(first.problems) == 1
     assert again.ids == first.ids
+
+
+def test_animations_are_counted(tmp_path: Path, prepare: Preparation) -> None:
+    source = written(tmp_path, [record(0), record(1)])
+    first, second = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "0.png", save_all=True, append_images=[second])
+    for _ in range(2):
+        assert index_of(source, prepare).counts["animated pictures, of which the first frame is taken"] == 2
