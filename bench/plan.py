@@ -116,7 +116,14 @@ def indexing(folder: Path, pictures: list[Picture]) -> dict[str, float]:
         began = time.perf_counter()
         index_of(LlavaFile(path=folder / "data.json"), prepare, folder=folder / "lengths")
         times.append(time.perf_counter() - began)
-    return {"samples_per_second": round(len(records) / times[0]), "again_seconds": round(times[1], 3)}
+    began = time.perf_counter()
+    index_of(LlavaFile(path=folder / "data.json"), prepare, workers=2, folder=folder / "other")
+    two = time.perf_counter() - began
+    return {
+        "samples_per_second": round(len(records) / times[0]),
+        "by_two_processes": round(len(records) / two),
+        "again_seconds": round(times[1], 3),
+    }
 
 
 def main() -> None:

@@ -11,19 +11,20 @@ import itertools
 import json
 import os
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opsin.core.errors import DataError, OpsinError
+from opsin.core.errors import DataError
 from opsin.core.files import home, replacing, sha256_bytes
-from opsin.core.types import Clip, Conversation, Medium, Picture
-from opsin.data.costs import Costs, cost_of
-from opsin.data.example import Preparation, make_example
+from opsin.core.types import Conversation
+from opsin.data.costs import Costs
+from opsin.data.example import Preparation
+from opsin.data.measure import Stamp, measure, stamp
 from opsin.data.record_file import Address, Counts
 from opsin.data.sources import Source
 
@@ -33,9 +34,6 @@ CHUNK = 8192
 
 Progress = Callable[[int], None]
 """Told how many more samples are done."""
-
-Stamp = tuple[int, int]
-"""Size and time (ns) of a file; it is taken to hold the same bytes while they stay."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,13 @@ class Chunks:
         source: Source,
         preparation: Preparation,
         on_progress: Progress = lambda _more: None,
+        *,
+        workers: int = 0,
         folder: Path | None = None,
     ) -> None:
         """Find the folder of a source's index; this reads the source's files once, to name their content.
+
+        `workers` processes render samples and read headers; 0 does it here.
 
         Raises:
             DataError: a file is not there, or changes while it is read.
@@ -92,6 +94,7 @@ class Chunks:
         self._source = source
         self._preparation = preparation
         self._on_progress = on_progress
+        self._workers = workers
         self._home = os.getpid()
         self._begin()
 
@@ -114,9 +117,6 @@ class Chunks:
         if os.getpid() == self._home:  # not from every worker
             self._on_progress(more)
 
-    def _note(self, note: str) -> None:
-        self._counts[note] += 1
-
     def _begin(self) -> None:
         self._process = os.getpid()
         self._counts: Counts = Counter()
@@ -132,30 +132,43 @@ class Chunks:
             self._next += 1
         before = self._counts.copy()
         rows: list[tuple[int, ...]] = []
-        addresses: list[Address] = []
-        ids: list[str] = []
+        places: list[tuple[Address, str]] = []
         media: dict[str, Stamp] = {}
         problems: list[str] = []
+        read: deque[tuple[Address, str]] = deque()  # what is given to be measured, and not yet back
+        unread: list[str] = []
         seen = 0
+        workers = self._workers if os.getpid() == self._home else 0  # a worker has no workers of its own
+        for measured in measure(self._passing(read, unread), self._preparation, workers):
+            seen += 1
+            place = read.popleft()
+            self._counts.update(measured.notes)
+            if measured.row is None:
+                problems.append(measured.problem)
+            else:
+                rows.append(measured.row)
+                places.append(place)
+                media |= measured.stamps
+                self._tell(1)
+        self._next += 1
+        index = Index(
+            costs=Costs.from_rows(rows),
+            addresses_N4=np.array([address for address, _ in places], dtype=np.int64).reshape(-1, len(Address._fields)),
+            ids=tuple(name for _, name in places),
+            counts=self._counts - before,
+            problems=(*problems, *unread),
+            last=seen < CHUNK,
+        )
+        return index, media
+
+    def _passing(self, read: deque[tuple[Address, str]], unread: list[str]) -> Iterator[Conversation]:
+        """The chunk's conversations; where each stands and its id are put into `read`, other records into `unread`."""
         try:
             for address, conversation in itertools.islice(self._located, CHUNK):
-                seen += 1
-                try:
-                    example = make_example(conversation, self._preparation, on_note=self._note)
-                except OpsinError as error:
-                    problems.append(str(error))
-                    continue
-                rows.append(cost_of(example))
-                addresses.append(address)
-                ids.append(conversation.id)
-                media |= {path: _stamp(path) for path in _files(conversation.media) if path not in media}
-                self._tell(1)
+                read.append((address, conversation.id))
+                yield conversation
         except DataError as error:  # raised behind the last record: the good ones have been given
-            problems += error.problems
-        self._next += 1
-        places = np.array(addresses, dtype=np.int64).reshape(len(addresses), len(Address._fields))
-        counts = self._counts - before
-        return Index(Costs.from_rows(rows), places, tuple(ids), counts, tuple(problems), seen < CHUNK), media
+            unread += error.problems
 
 
 def _pass(located: Iterator[object], count: int) -> None:
@@ -165,35 +178,23 @@ def _pass(located: Iterator[object], count: int) -> None:
 
 
 def index_of(
-    source: Source, preparation: Preparation, on_progress: Progress = lambda _more: None, folder: Path | None = None
+    source: Source,
+    preparation: Preparation,
+    on_progress: Progress = lambda _more: None,
+    *,
+    workers: int = 0,
+    folder: Path | None = None,
 ) -> Index:
-    """The index of a whole source.
+    """The index of a whole source (`Chunks` has the arguments).
 
     Raises:
         DataError: a file is not there, or changes while it is read.
     """
-    chunks = Chunks(source, preparation, on_progress, folder)
+    chunks = Chunks(source, preparation, on_progress, workers=workers, folder=folder)
     parts = [chunks.chunk(0)]
     while not parts[-1].last:
         parts.append(chunks.chunk(len(parts)))
     return Index.joined(parts)
-
-
-def _files(media: Iterable[Medium]) -> Iterator[str]:
-    """The files that media lie in alone; a shard is part of its source's content."""
-    for medium in media:
-        pictures = medium.frames if isinstance(medium, Clip) else (medium,)
-        if isinstance(medium, Clip) and medium.path is not None:
-            yield str(medium.path)
-        yield from (str(p.path) for p in pictures if isinstance(p, Picture) and p.path is not None and p.member is None)
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        facts = Path(path).stat()
-    except OSError:
-        return (-1, -1)
-    return facts.st_size, facts.st_mtime_ns
 
 
 def _save(path: Path, index: Index, media: dict[str, Stamp]) -> None:
@@ -224,4 +225,4 @@ def _load(path: Path) -> Index | None:
         return None
     if not len(index) == len(index.costs) == len(index.addresses_N4):
         return None
-    return index if all(_stamp(name) == tuple(stamp) for name, stamp in zip(media, stamps, strict=True)) else None
+    return index if all(stamp(name) == tuple(kept) for name, kept in zip(media, stamps, strict=True)) else None

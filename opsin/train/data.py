@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def read_stage(
     if stage.order == "stream":
         return StageData(corpus, (), found, Reading(selection, found, skip_bad, on_progress))
     for name, source in stage.sources.items():
-        index = index_of(source, prepare, lambda more, name=name: on_progress(name, more))  # type: ignore[misc]
+        index = index_of(source, prepare, partial(on_progress, name), workers=stage.workers)
         corpus.add(selection.part(name, source, index, found))
     if found.refused and not skip_bad:
         raise DataError(found.refused)

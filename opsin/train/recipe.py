@@ -89,7 +89,7 @@ class Stage(Value):
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
     cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
-    workers: int = Field(0, ge=0, le=256, description="processes that decode pictures ahead of the training")
+    workers: int = Field(0, ge=0, le=256, description="processes that read samples, and decode pictures ahead of it")
     worker_timeout: float = Field(300.0, gt=0, description="seconds after which a worker without its pack has hung")
     warm_start: WarmStart | None = None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import overload
 
 import numpy as np
@@ -137,8 +138,9 @@ class Feed:
 
     def __init__(self, name: str, source: Source, reading: Reading) -> None:
         self._name, self._source, self._reading = name, source, reading
-        prepare = reading.selection.preparation
-        self._chunks = Chunks(source, prepare, lambda more: reading.on_progress(name, more))
+        selection = reading.selection
+        told = partial(reading.on_progress, name)
+        self._chunks = Chunks(source, selection.preparation, told, workers=selection.stage.workers)
         self._found = reading.found
         self._number = 0
         self._part: Part | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from opsin.core.errors import LoaderError
 from opsin.data import index as module
+from opsin.data import measure
 from opsin.data.corpus import Corpus, Part
 from opsin.data.costs import KINDS
 from opsin.data.example import Fit, Preparation, make_example
@@ -47,13 +50,13 @@ def source(tmp_path: Path) -> LlavaFile:
 def count_measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one whenever samples are rendered."""
     calls: list[int] = []
-    real = module.make_example
+    real = measure.make_example
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "make_example", counted)
+    monkeypatch.setattr(measure, "make_example", counted)
     return calls
 
 
@@ -182,17 +185,17 @@ def test_an_interrupted_index_goes_on_where_it_was(
     whole = index_of(source, prepare)
     monkeypatch.setattr(module, "CHUNK", 4)
     monkeypatch.setattr(module, "FORMAT", -1)  # another folder
-    real = module.make_example
+    real = measure.make_example
 
     def stopped(conversation: Any, *rest: Any, **options: Any) -> Any:
         if conversation.id == "id-6":
             raise KeyboardInterrupt
         return real(conversation, *rest, **options)
 
-    monkeypatch.setattr(module, "make_example", stopped)
+    monkeypatch.setattr(measure, "make_example", stopped)
     with pytest.raises(KeyboardInterrupt):
         index_of(source, prepare)
-    monkeypatch.setattr(module, "make_example", real)
+    monkeypatch.setattr(measure, "make_example", real)
     calls = count_measured(monkeypatch)
     index = index_of(source, prepare)
     assert len(calls) == 5  # the first four were kept
@@ -236,3 +239,32 @@ def test_animations_are_counted(tmp_path: Path, prepare: Preparation) -> None:
     first.save(tmp_path / "0.png", save_all=True, append_images=[second])
     for _ in range(2):
         assert index_of(source, prepare).counts["animated pictures, of which the first frame is taken"] == 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_processes_measure_the_same(tmp_path: Path, prepare: Preparation, workers: int) -> None:
+    records = [record(n, n % 3) for n in range(150)]
+    records[70]["conversations"][1]["value"] = ""  # nothing to learn
+    records[149] = {"id": "bad"}
+    source = written(tmp_path, records)
+    told: list[int] = []
+    alone = index_of(source, prepare)
+    helped = index_of(source, prepare, told.append, workers=workers)
+    assert sum(told) == len(helped) == 148
+    assert len(helped.problems) == 2
+    assert (helped.ids, helped.counts, helped.problems) == (alone.ids, alone.counts, alone.problems)
+    assert np.array_equal(helped.addresses_N4, alone.addresses_N4)
+    assert np.array_equal(helped.costs.columns(), alone.costs.columns())
+
+
+def test_a_killed_process_is_told(tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = measure.make_example
+
+    def deadly(conversation: Any, *rest: Any, **options: Any) -> Any:
+        if conversation.id == "id-7":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(conversation, *rest, **options)
+
+    monkeypatch.setattr(measure, "make_example", deadly)
+    with pytest.raises(LoaderError, match=r"was killed \(often a lack of memory\); use fewer workers"):
+        index_of(written(tmp_path, [record(n) for n in range(20)]), prepare, workers=1)

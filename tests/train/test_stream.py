@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opsin.core.errors import DataError
-from opsin.data import index
+from opsin.data import index, measure
 from opsin.data.loader import Loader
 from opsin.train import stream
 from opsin.train.data import StageData, plan_steps, read_stage
@@ -76,13 +76,13 @@ def test_the_same_packs_whoever_asks_and_from_wherever(tmp_path: Path) -> None:
 
 def test_training_begins_before_the_source_is_read_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[str] = []
-    real = index.make_example
+    real = measure.make_example
 
     def noted(conversation: Any, *rest: Any, **options: Any) -> Any:
         rendered.append(conversation.id)
         return real(conversation, *rest, **options)
 
-    monkeypatch.setattr(index, "make_example", noted)
+    monkeypatch.setattr(measure, "make_example", noted)
     value = stage(texts(tmp_path, "a", 1000))
     steps = plan_steps(read(tmp_path, value), value, seed=0)
     assert rendered == []
