@@ -9,8 +9,9 @@ from typing import overload
 
 import numpy as np
 
+from opsin.core.errors import DataError
 from opsin.core.types import Conversation, Example
-from opsin.data.costs import Costs
+from opsin.data.costs import Costs, cost_of
 from opsin.data.example import WHOLE, Fit, Preparation, make_example
 from opsin.data.index import Index
 from opsin.data.record_file import Reader
@@ -74,12 +75,15 @@ class Corpus(Sequence[Example]):
         """Read and render a sample.
 
         Raises:
-            DataError: its file has changed.
+            OpsinError: its file, or one of its media, is not what it was when the sample was measured.
         """
         if isinstance(sample, slice):
             return [self[i] for i in range(len(self))[sample]]
-        part, own = self._place(sample)
-        return make_example(self.conversation(sample), self.preparation, fit=part.fits.get(own, WHOLE))
+        part, place = self._place(sample)
+        fit = part.fits.get(int(part.samples[place]), WHOLE)
+        example = make_example(self.conversation(sample), self.preparation, fit=fit)
+        _check_cost(example, part.costs.row(place))
+        return example
 
     def conversation(self, sample: int) -> Conversation:
         """Read a sample again.
@@ -87,10 +91,10 @@ class Corpus(Sequence[Example]):
         Raises:
             DataError: its file has changed.
         """
-        part, own = self._place(sample)
+        part, place = self._place(sample)
         if part.name not in self._readers:
             self._readers[part.name] = part.source.reader()
-        return self._readers[part.name].conversation(part.index.address(own))
+        return self._readers[part.name].conversation(part.index.address(int(part.samples[place])))
 
     def name(self, sample: int) -> str:
         """What to call a sample in messages: `file:line: (id)`; its media are not opened."""
@@ -98,8 +102,8 @@ class Corpus(Sequence[Example]):
 
     def id(self, sample: int) -> str:
         """A sample's id, without reading it."""
-        part, own = self._place(sample)
-        return part.index.ids[own]
+        part, place = self._place(sample)
+        return part.index.ids[int(part.samples[place])]
 
     def ids(self) -> Iterator[str]:
         """The ids of all samples, without reading them."""
@@ -111,9 +115,28 @@ class Corpus(Sequence[Example]):
         return self._starts[part]
 
     def _place(self, sample: int) -> tuple[Part, int]:
-        """The part that a sample is of, and its number in the part's index."""
+        """The part that a sample is of, and its place in it."""
         if not 0 <= sample < len(self):
             raise IndexError(sample)  # what ends an iteration
         number = bisect.bisect_right(self._starts, sample) - 1
-        part = self.parts[number]
-        return part, int(part.samples[sample - self._starts[number]])
+        return self.parts[number], sample - self._starts[number]
+
+
+def _check_cost(example: Example, planned: tuple[int, ...]) -> None:
+    """A pack's budgets and the loss's divisor are those of the plan: what no longer costs the same may not be used.
+
+    Raises:
+        DataError: it does not.
+    """
+    found = cost_of(example)
+    if found != planned:
+        names = ("tokens", "visual tokens", "supervised tokens", "patches")
+        differing = [
+            f"{was} {name}, now {now}" for name, was, now in zip(names, planned, found, strict=False) if was != now
+        ]
+        raise DataError(
+            [
+                f"{example.name} one of its pictures or videos changed since the sample was measured "
+                f"({'; '.join(differing)}); start again when they are at rest"
+            ]
+        )

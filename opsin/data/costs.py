@@ -53,6 +53,10 @@ class Costs:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def row(self, sample: int) -> tuple[int, ...]:
+        """One sample's, as `cost_of` gave it."""
+        return tuple(int(getattr(self, field.name)[sample]) for field in fields(Costs))
+
     def columns(self) -> np.ndarray:
         """All columns as rows of one new array."""
         return np.stack([getattr(self, field.name) for field in fields(Costs)])
