@@ -1,29 +1,20 @@
-"""Commands about a recipe's data: what is wrong with it, what it costs, and what it looks like."""
+"""Commands about data: what is wrong with files, and what a recipe's will cost."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from opsin.commands.options import FAILED, Json
-from opsin.core.errors import OpsinError
-from opsin.core.files import write_text
 from opsin.core.terminal import printable
 
 if TYPE_CHECKING:
     from opsin.data.check import Checked
-    from opsin.report.stage_view import StageView
-    from opsin.text.tokenizer import Tokenizer
-    from opsin.train.recipe import Recipe, Stage
-
-SHOWN = 6
-STREAMED = 20
-"""Steps that are looked at of a stage that streams."""
 
 
 def check_data(
@@ -35,7 +26,17 @@ def check_data(
     """List every problem of every record, and count them by kind; exits with 2 if there are any."""
     from opsin.data.check import check, source_of
 
-    found = [check(source_of(path, image_root), decode=decode) for path in files]
+    found = []
+    with Console(stderr=True).status("") as status:
+        for path in files:
+            shown = printable(str(path))
+            found.append(
+                check(
+                    source_of(path, image_root),
+                    decode=decode,
+                    on_progress=lambda done, shown=shown: status.update(Text(f"{shown}: {done:,} records")),  # type: ignore[misc]
+                )
+            )
     if as_json:
         typer.echo(json.dumps([_checked(one) for one in found]))
     else:
@@ -88,59 +89,3 @@ def plan(
             typer.echo(printable(line))
     if any(stage.refused for stage in stages):
         raise typer.Exit(FAILED)
-
-
-def inspect(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes: model.template.kind=plain")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write an HTML page; by default it is shown here.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
-    samples: Annotated[int, typer.Option(min=1, max=1000, help="How many of each stage, spread evenly.")] = SHOWN,
-    ids: Annotated[list[str] | None, typer.Option("--id", help="Show this sample; may be repeated.")] = None,
-) -> None:
-    """Show what the model sees: tokens, which are learned, pictures with tiles and patches, packs."""
-    from opsin.train.recipe import load_recipe
-
-    value = load_recipe(recipe, overrides or [])
-    names = [one.name for one in value.stages]
-    if stage is not None and stage not in names:
-        raise OpsinError(f"--stage {stage}: the recipe has no such stage; it has {', '.join(names)}")
-    from opsin.report.stage_view import check_found
-    from opsin.text.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(value.composition.language.tokenizer_path)
-    wanted = [one for one in value.stages if stage in (None, one.name)]
-    views = [_view(value, one, tokenizer, ids or (), samples) for one in wanted]
-    check_found(views, ids or ())
-    if out is not None:
-        from opsin.report.inspect import page
-
-        write_text(out, page(value.name, views))
-        typer.echo(f"page  {printable(str(out))}")
-        return
-    from opsin.report.inspect_terminal import lines
-
-    console = Console(highlight=False)
-    for view in views:
-        for line in lines(view):
-            console.print(line, soft_wrap=True)
-
-
-def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int) -> StageView:
-    """A stage's data as training will take it; what it would refuse is listed instead of raised."""
-    from opsin.report.stage_view import StageView, named, spread
-    from opsin.train.data import plan_steps, read_stage
-
-    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
-    steps = plan_steps(data, stage, recipe.seed)
-    return StageView(
-        name=stage.name,
-        examples=data.examples,
-        patch=recipe.composition.encoder.patch_size,
-        budget=stage.budget,
-        steps=steps[:STREAMED] if stage.order == "stream" else steps,
-        refused=data.found.refused,
-        dropped=data.found.dropped,
-        shortened=data.found.shortened,
-        chosen=named(data.examples, ids) if ids else spread(len(data.examples), samples),
-    )

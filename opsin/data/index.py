@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from opsin.core.errors import DataError
 from opsin.core.files import home, replacing, sha256_bytes
 from opsin.core.types import Conversation
 from opsin.data.costs import Costs
 from opsin.data.example import Preparation
-from opsin.data.measure import Stamp, measure, stamp
-from opsin.data.record_file import Address, Counts
+from opsin.data.measure import Measured, Stamp, measure, stamp
+from opsin.data.record_file import Address, Counts, Located, Unusable
 from opsin.data.sources import Source
 
 FORMAT = 1
 CHUNK = 8192
-"""Conversations of a chunk."""
+"""Records of a chunk, good or bad ones, so that a picture that comes or goes moves no other record."""
 
 Progress = Callable[[int], None]
 """Told how many more samples are done."""
@@ -71,7 +70,7 @@ class Index:
 
 
 class Chunks:
-    """The index of a source in pieces of `CHUNK` conversations, each made when it is first asked for."""
+    """The index of a source in pieces of `CHUNK` records, each made when it is first asked for."""
 
     def __init__(
         self,
@@ -120,61 +119,75 @@ class Chunks:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._counts: Counts = Counter()
-        self._located: Iterator[tuple[Address, Conversation]] = self._source.located(self._counts)
+        self._records = self._source.scan(self._counts)
         self._next = 0
+        self._ended = False
 
     def _measured(self, number: int) -> tuple[Index, dict[str, Stamp]]:
         """Render the chunk's samples and read the headers of their media; also the stamps of the media files."""
         if number < self._next or os.getpid() != self._process:  # a forked process must not move its parent's file
             self._begin()
         while self._next < number:
-            _pass(self._located, CHUNK)
+            deque(itertools.islice(self._records, CHUNK), maxlen=0)
             self._next += 1
         before = self._counts.copy()
-        rows: list[tuple[int, ...]] = []
-        places: list[tuple[Address, str]] = []
-        media: dict[str, Stamp] = {}
-        problems: list[str] = []
-        read: deque[tuple[Address, str]] = deque()  # what is given to be measured, and not yet back
-        unread: list[str] = []
-        seen = 0
+        made = _Chunk()
+        read: deque[Located | Unusable] = deque()  # records that were read, in order, until they are measured
         workers = self._workers if os.getpid() == self._home else 0  # a worker has no workers of its own
-        for measured in measure(self._passing(read, unread), self._preparation, workers):
-            seen += 1
-            place = read.popleft()
+        for measured in measure(self._passing(read), self._preparation, workers):
+            while isinstance(found := read.popleft(), Unusable):
+                made.problems += found.problems
+            made.add(found, measured)
             self._counts.update(measured.notes)
-            if measured.row is None:
-                problems.append(measured.problem)
-            else:
-                rows.append(measured.row)
-                places.append(place)
-                media |= measured.stamps
-                self._tell(1)
+            self._tell(int(measured.row is not None))
+        for found in read:  # behind the last good one
+            made.problems += found.problems if isinstance(found, Unusable) else ()
         self._next += 1
-        index = Index(
-            costs=Costs.from_rows(rows),
-            addresses_N4=np.array([address for address, _ in places], dtype=np.int64).reshape(-1, len(Address._fields)),
-            ids=tuple(name for _, name in places),
-            counts=self._counts - before,
-            problems=(*problems, *unread),
-            last=seen < CHUNK,
+        return made.index(self._counts - before, last=self._ended), made.media
+
+    def _passing(self, read: deque[Located | Unusable]) -> Iterator[Conversation]:
+        """The chunk's conversations; every record is put into `read`."""
+        for _ in range(CHUNK):
+            found = next(self._records, None)
+            if found is None:
+                self._ended = True
+                return
+            read.append(found)
+            if not isinstance(found, Unusable):
+                yield found[1]
+
+
+class _Chunk:
+    """A chunk while it is made."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, ...]] = []
+        self.addresses: list[Address] = []
+        self.ids: list[str] = []
+        self.problems: list[str] = []
+        self.media: dict[str, Stamp] = {}
+
+    def add(self, located: Located, measured: Measured) -> None:
+        """One more sample."""
+        if measured.row is None:
+            self.problems.append(measured.problem)
+            return
+        address, conversation = located
+        self.rows.append(measured.row)
+        self.addresses.append(address)
+        self.ids.append(conversation.id)
+        self.media |= measured.stamps
+
+    def index(self, counts: Counts, *, last: bool) -> Index:
+        """All of them."""
+        return Index(
+            costs=Costs.from_rows(self.rows),
+            addresses_N4=np.array(self.addresses, dtype=np.int64).reshape(-1, len(Address._fields)),
+            ids=tuple(self.ids),
+            counts=counts,
+            problems=tuple(self.problems),
+            last=last,
         )
-        return index, media
-
-    def _passing(self, read: deque[tuple[Address, str]], unread: list[str]) -> Iterator[Conversation]:
-        """The chunk's conversations; where each stands and its id are put into `read`, other records into `unread`."""
-        try:
-            for address, conversation in itertools.islice(self._located, CHUNK):
-                read.append((address, conversation.id))
-                yield conversation
-        except DataError as error:  # raised behind the last record: the good ones have been given
-            unread += error.problems
-
-
-def _pass(located: Iterator[object], count: int) -> None:
-    """Go past conversations; a problem at the end of the file is told by the chunk that holds the end."""
-    for _ in itertools.islice(located, count):
-        pass
 
 
 def index_of(

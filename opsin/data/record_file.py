@@ -61,6 +61,17 @@ class BadRecord:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A record that cannot be used, and all that is wrong with it."""
+
+    problems: tuple[str, ...]
+
+
+Located = tuple[Address, Conversation]
+"""A conversation, and where it stands."""
+
+
 class RecordSource(Portion):
     """Records, one conversation each, and how much of them an epoch takes."""
 
@@ -86,29 +97,41 @@ class RecordSource(Portion):
         """
         return (conversation for _, conversation in self.located(counts))
 
-    def located(self, counts: Counts) -> Iterator[tuple[Address, Conversation]]:
+    def located(self, counts: Counts) -> Iterator[Located]:
         """As `conversations`, each with the address at which `reader` finds it again.
 
         Raises:
             DataError: as `conversations`.
         """
-        states = self.states
         problems: list[str] = []
+        for found in self.scan(counts):
+            if isinstance(found, Unusable):
+                problems += found.problems
+            else:
+                yield found
+        if problems:
+            raise DataError(problems)
+
+    def scan(self, counts: Counts) -> Iterator[Located | Unusable]:
+        """Every record, good or bad: the same number of them for as long as the files are what they are.
+
+        Raises:
+            DataError: a file is not there, or changes.
+        """
+        states = self.states
         for record in self._records(counts):
             if isinstance(record, BadRecord):
-                problems.append(f"{record.where}: {record.problem}")
+                yield Unusable((f"{record.where}: {record.problem}",))
                 continue
             try:
                 conversation = self.conversation(record, counts)
             except RecordError as error:
-                problems += _named(record, error)
+                yield Unusable(tuple(_named(record, error)))
                 continue
             _count(conversation, counts)
             yield record.address, conversation
         for path, state in states.items():
             check_unchanged(path, state)
-        if problems:
-            raise DataError(problems)
 
     @abstractmethod
     def reader(self) -> Reader:

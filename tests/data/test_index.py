@@ -268,3 +268,22 @@ def test_a_killed_process_is_told(tmp_path: Path, prepare: Preparation, monkeypa
     monkeypatch.setattr(measure, "make_example", deadly)
     with pytest.raises(LoaderError, match=r"was killed \(often a lack of memory\); use fewer workers"):
         index_of(written(tmp_path, [record(n) for n in range(20)]), prepare, workers=1)
+
+
+def test_a_picture_that_comes_or_goes_moves_no_other_sample(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    records = [record(n) for n in range(14)]
+    records[1]["image"] = "late.png"
+    source = written(tmp_path, records)
+    everyone = [f"id-{n}" for n in range(14)]
+    for there in (False, True, False):
+        if there:
+            draw_picture(tmp_path / "late.png", 1)
+        else:
+            (tmp_path / "late.png").unlink(missing_ok=True)
+        for _ in range(2):
+            index = index_of(source, prepare)
+            assert list(index.ids) == [name for name in everyone if there or name != "id-1"]
+            assert len(index.problems) == (not there)
