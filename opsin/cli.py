@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from opsin import __version__
-from opsin.commands.data import check_data, inspect, plan
+from opsin.commands.data import check_data, plan
+from opsin.commands.inspect import inspect
 from opsin.commands.model import export, tokens
 from opsin.commands.options import FAILED, ChatTemplate, Json, existing, template_of
 from opsin.core.errors import OpsinError

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
 from opsin.core.terminal import printable
+
+OPEN_UP_TO = 20
+"""Longer lists are folded at first."""
+
+MOST_LISTED = 1000
+"""Lines of a list that are written."""
 
 
 def document(name: str, body: str, *sheets: str) -> str:
@@ -30,3 +36,13 @@ def counts(heading: str, numbers: Iterable[tuple[str, int]]) -> str:
     """A card of named numbers."""
     body = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{count:,}</td></tr>" for name, count in numbers)
     return f'<div class="card"><h3>{escape(heading)}</h3><table>{body}</table></div>'
+
+
+def folded_list(heading: str, lines: Sequence[str]) -> str:
+    """A numbered list of texts with their count; a long one is folded, the end of a very long one left out."""
+    items = "".join(f"<li>{escape(printable(line))}</li>" for line in lines[:MOST_LISTED])
+    if len(lines) > MOST_LISTED:
+        items += f"<li>and {len(lines) - MOST_LISTED:,} more</li>"
+    shown = " open" if len(lines) <= OPEN_UP_TO else ""
+    summary = f"<summary>{escape(heading)}: {len(lines):,}</summary>"
+    return f'<details class="card listed"{shown}>{summary}<ol>{items}</ol></details>'

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from opsin.core.types import Picture
 from opsin.report.scores import Evaluation, Prediction, title
 from opsin.vision.picture import open_picture
@@ -57,18 +59,18 @@ def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
     return chosen
 
 
-def data_url(picture: Picture) -> str:
-    """A small copy of a picture as part of the page."""
-    image = open_picture(picture)
-    image.thumbnail((SIDE, SIDE))
+def embedded(image: Image.Image, side: int = SIDE) -> str:
+    """A copy of a picture, at most `side` pixels long, as an address that holds it whole."""
+    small = image.copy()
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _card(prediction: Prediction, said: Sequence[tuple[str, Prediction]], image_root: Path) -> str:
     answers = "".join(f"<dt>{escape(name)}</dt>{_answer(answer)}" for name, answer in said)
-    url = data_url(Picture(path=image_root / prediction.image))
+    url = embedded(open_picture(Picture(path=image_root / prediction.image)))
     return (
         f'<article class="card picture"><img alt="{escape(prediction.image)}" src="{url}"><div>'
         f'<div class="task">{escape(title(prediction.task))}</div>'

@@ -8,23 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
-
 from opsin.core.errors import OpsinError
 from opsin.core.terminal import printable
-from opsin.core.types import Clip, Example, Layout, Medium
-from opsin.report.document import counts, document, section
-from opsin.report.pieces import Piece, Span, folded, pieces, shown_frames, spans
-from opsin.report.plots import bar_plot
-from opsin.report.sight import FRAME_SIDE, SIDE, Sight, patch_lines, sight, svg
+from opsin.core.types import Clip, Layout, Medium
+from opsin.report.document import document, section
+from opsin.report.mixture import mixture
+from opsin.report.pieces import Piece, folded, pieces, shown_frames
+from opsin.report.positions import positions
+from opsin.report.sight import FRAME_SIDE, SIDE, Sight, View, patch_lines, sight, svg
 from opsin.report.stage_view import StageView
 
-BINS = 12
 MOST_NEIGHBOURS = 12
-OPEN_UP_TO = 20
-"""Longer lists of refused samples are folded at first."""
-
-AXES = ("t", "h", "w")
 
 LEGEND = (
     '<p class="legend"><span class="text learned"><i>learned</i></span> <span class="text"><i>read, not learned</i>'
@@ -48,51 +42,8 @@ def _shown(text: str) -> str:
 
 def _stage(stage: StageView) -> str:
     samples = "".join(_sample(stage, index) for index in stage.chosen)
-    return section(f"Stage “{stage.name}”", f'{_statistics(stage)}<div class="samples">{samples}</div>')
-
-
-def _statistics(stage: StageView) -> str:
-    text = stage.tokens - stage.visual
-    packs = stage.packs
-    told = {
-        "Samples": len(stage.examples),
-        "Tokens": stage.tokens,
-        "of them text": text,
-        "of them visual": stage.visual,
-        "of them learned": stage.learned,
-        "Encoder patches": int(stage.examples.costs.patches.sum()),
-        "Packs, all epochs": len(packs),
-        "Steps": len(stage.steps),
-    }
-    lengths = stage.examples.costs.tokens.tolist()
-    plots = _figure("Tokens of a sample", *_histogram(lengths), "tokens")
-    if packs:
-        fill = stage.fill()
-        mean = f"How full the packs are: {np.mean(fill):.1%} on average"
-        plots += _figure(mean, *_histogram([100 * share for share in fill], (0, 100)), "% of batch_tokens")
-    blocks = counts("What there is", told.items()) + counts(
-        "Samples by source", [(printable(part.name), len(part)) for part in stage.examples.parts]
-    )
-    return f'<div class="columns">{blocks}</div><div class="plots">{plots}</div>{_refused(stage.refused)}'
-
-
-def _histogram(values: Sequence[float], ends: tuple[float, float] | None = None) -> tuple[list[float], list[int]]:
-    numbers, edges = np.histogram(values, bins=BINS if ends else min(BINS, max(1, len(set(values)))), range=ends)
-    return edges.tolist(), numbers.tolist()
-
-
-def _figure(name: str, edges: Sequence[float], numbers: Sequence[int], unit: str) -> str:
-    return f'<figure class="card"><h3>{escape(name)}</h3>{bar_plot(name, edges, numbers, unit)}</figure>'
-
-
-def _refused(problems: Sequence[str]) -> str:
-    if not problems:
-        return '<p class="soft">No sample was refused.</p>'
-    items = "".join(f"<li>{_shown(problem)}</li>" for problem in problems)
-    shown = " open" if len(problems) <= OPEN_UP_TO else ""
-    return (
-        f'<details class="card refused"{shown}><summary>Refused: {len(problems):,}</summary><ol>{items}</ol></details>'
-    )
+    name = f"Stage “{stage.name}”" if stage.budget is not None else stage.name
+    return section(name, f'{mixture(stage)}<div class="samples">{samples}</div>')
 
 
 def _sample(stage: StageView, index: int) -> str:
@@ -104,7 +55,7 @@ def _sample(stage: StageView, index: int) -> str:
     head = f'<h3>{_shown(example.id)} <span class="soft">{_shown(example.where)}</span></h3><p class="soft">{told}</p>'
     tokens = "".join(map(_piece, pieces(example, stage.prepare.tokenizer)))
     media = "".join(_medium(medium, layout, stage) for medium, layout in example.seen)
-    body = f'<div class="tokens">{tokens}</div>{media}{_positions(example)}{_pack(stage, index)}'
+    body = f'<div class="tokens">{tokens}</div>{media}{positions(example)}{_pack(stage, index)}'
     return f'<article class="card sample">{head}{body}</article>\n'
 
 
@@ -123,14 +74,21 @@ def _medium(medium: Medium, layout: Layout, stage: StageView) -> str:
         seen = sight(medium, layout, stage.prepare, stage.patch)
     except OpsinError as error:
         return f'<div class="seen">{head}<p class="problem">{_shown(str(error))}</p></div>'
-    side = FRAME_SIDE if isinstance(medium, Clip) else SIDE
-    views = "".join(
-        f'<figure style="--wide:{view.image.width / view.image.height:.3f}">{svg(view, side)}'
-        f"<figcaption>{escape(view.name)}{_thinning(patch_lines(view)[1])}</figcaption></figure>"
-        for view in seen.views
-    )
-    kind = "views frames" if isinstance(medium, Clip) else "views"
+    frames = isinstance(medium, Clip)
+    views = "".join(_figure(view, number, frames=frames) for number, view in enumerate(seen.views))
+    kind = "views frames" if frames else "views"
     return f'<div class="seen">{head}<div class="{kind}">{views}</div>{_numbers(medium, layout, seen)}</div>'
+
+
+def _figure(view: View, number: int, *, frames: bool) -> str:
+    """A view with what becomes of its patches written on it; of frames, which are all the same, on the first."""
+    rate = "" if frames and number else f'<span class="rate">{escape(view.rate)}</span>'
+    told = "" if frames else f": {view.budget}"
+    drawn = svg(view, FRAME_SIDE if frames else SIDE)
+    return (
+        f'<figure style="--wide:{view.image.width / view.image.height:.3f}"><div class="drawn">{drawn}{rate}</div>'
+        f"<figcaption>{escape(view.name + told)}{_thinning(patch_lines(view)[1])}</figcaption></figure>"
+    )
 
 
 def _thinning(every: int) -> str:
@@ -167,27 +125,9 @@ def _block_text(layout: Layout) -> list[str]:
     return [text if times == 1 else f"{times} × ({text})" for text, times in found.items()]
 
 
-def _positions(example: Example) -> str:
-    """Where M-RoPE puts every run: the range of its positions on each axis."""
-    if len(example.positions_AT) == 1:
-        return ""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("run", "tokens", *AXES))
-    rows = "".join(_position_row(example, span) for span in spans(example) if span.tokens)
-    return (
-        '<details open><summary>Positions (M-RoPE): time, height, width</summary><table class="positions">'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>"
-    )
-
-
-def _position_row(example: Example, span: Span) -> str:
-    name = "text" if span.medium is None else ("video" if isinstance(example.media[span.medium], Clip) else "image")
-    own = example.positions_AT[:, span.start : span.end]
-    ends = zip(own.min(axis=1).tolist(), own.max(axis=1).tolist(), strict=True)
-    cells = "".join(f"<td>{low}</td>" if low == high else f"<td>{low}–{high}</td>" for low, high in ends)
-    return f'<tr><th scope="row">{name}</th><td>{span.tokens:,}</td>{cells}</tr>'
-
-
 def _pack(stage: StageView, index: int) -> str:
+    if stage.budget is None:  # a file by itself
+        return ""
     place = stage.place(index)
     if place is None:
         why = "the stage has none, see what was refused" if not stage.steps else "a fraction of an epoch leaves it out"

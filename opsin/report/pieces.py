@@ -99,11 +99,11 @@ def _text(example: Example, span: Span, tokenizer: Tokenizer) -> Iterator[Piece]
 
 def folded(medium: Medium, layout: Layout, tokens: int) -> str:
     """A medium's run of visual tokens as one line, such as `<image: 4 tiles, 2340 tokens>`."""
-    taken = _count(tokens, "token") if tokens else "no tokens: seen by cross-attention"
+    taken = counted(tokens, "token") if tokens else "no tokens: seen by cross-attention"
     if isinstance(medium, Clip):
-        return f"<video: {_count(shown_frames(medium, layout), 'frame')}, {taken}>"
+        return f"<video: {counted(shown_frames(medium, layout), 'frame')}, {taken}>"
     tiles = layout.frames - 1  # the base is not one of them
-    return f"<image: {_count(tiles, 'tile')}, {taken}>" if tiles else f"<image: {taken}>"
+    return f"<image: {counted(tiles, 'tile')}, {taken}>" if tiles else f"<image: {taken}>"
 
 
 def shown_frames(clip: Clip, layout: Layout) -> int:
@@ -111,5 +111,13 @@ def shown_frames(clip: Clip, layout: Layout) -> int:
     return len(clip.taken or clip.frames) or layout.frames
 
 
-def _count(number: int, name: str) -> str:
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of so many, the first and the last among them."""
+    return (
+        sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(most)}) if count > most else list(range(count))
+    )
+
+
+def counted(number: int, name: str) -> str:
+    """A number of things, such as `1 tile` or `2 tiles`."""
     return f"{number} {name}{'' if number == 1 else 's'}"

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
 TICKS = 4
+BINS = 12
 MAX_POINTS = 400
 """Points drawn of one line; longer ones are averaged in runs, since a pixel can show no more."""
 
@@ -93,6 +96,13 @@ def line_plot(title: str, lines: Sequence[Line], *, from_zero: bool = False) -> 
     body = [_grid(x_axis, y_axis), *(_path(line, found, x_axis, y_axis) for line, found in drawn if found)]
     label = escape(f"{title}: from {first} to {last}", quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
+
+
+def histogram(values: Sequence[float], ends: tuple[float, float] | None = None) -> tuple[list[float], list[int]]:
+    """Edges and counts of at most `BINS` equal bins, from the smallest value to the largest or between `ends`."""
+    bins = BINS if ends else min(BINS, max(1, len(set(values))))
+    numbers, edges = np.histogram(values, bins=bins, range=ends)
+    return edges.tolist(), numbers.tolist()
 
 
 def bar_plot(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str) -> str:

@@ -6,10 +6,8 @@ same way: nothing about geometry is worked out a second time.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -17,8 +15,8 @@ from PIL import Image
 
 from opsin.core.types import Block, Clip, Layout, Medium
 from opsin.data.example import Preparation
-from opsin.report.gallery import JPEG_QUALITY
-from opsin.report.pieces import shown_frames
+from opsin.report.gallery import embedded
+from opsin.report.pieces import evenly, shown_frames
 from opsin.vision.picture import open_picture
 from opsin.vision.video import read_frames
 
@@ -36,19 +34,46 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class View:
-    """One canvas, or a mosaic of `tiles` (rows, columns) of them, with what lies where.
+    """One canvas, or a mosaic of `block.tiles` (rows, columns) of them, with what lies where.
 
-    - `grid`: patches (rows, columns) of each tile, `patch` pixels each way
+    - `grid`: patches (rows, columns) of each tile, `patch` pixels each way; `shape`: tokens made of them
     - `picture`: where the picture is, the rest being padding; `kept`: what the language model is shown of it
     """
 
     name: str
     image: Image.Image
-    tiles: tuple[int, int]
+    block: Block
     grid: tuple[int, int]
+    shape: tuple[int, int]
     patch: int
     picture: Box
     kept: Box
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of canvases."""
+        return self.block.tiles
+
+    @property
+    def rate(self) -> str:
+        """What becomes of the patches of each tile, or of the one that there is: `24×24 → 12×12`."""
+        block = self.block
+        return f"{_by(self.grid)} → {_by((block.rows, block.cols) if self.tiles == (1, 1) else self.shape)}"
+
+    @property
+    def budget(self) -> str:
+        """How the patches become tokens, step by step: of all tiles, of what is kept of them, with newlines."""
+        tiles, block = self.tiles, self.block
+        steps = [f"{_by(self.grid)} patches", _by(self.shape)]
+        if tiles != (1, 1):
+            steps[0] = f"{_by(tiles)} tiles of {steps[0]}"
+            steps.append(f"{_by((tiles[0] * self.shape[0], tiles[1] * self.shape[1]))} in all")
+        if block.kept is not None:
+            steps.append(f"{_by(block.kept)} kept")
+        if (last := _by((block.rows, block.cols))) != steps[-1].split(" ")[0]:
+            steps.append(last)
+        newline = " + a newline each row" * block.newline + " + 1 at the end" * block.tail
+        return f"{' → '.join(steps)}{newline} = {block.tokens // block.t:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -72,8 +97,8 @@ def sight(medium: Medium, layout: Layout, prepare: Preparation, patch: int) -> S
     if isinstance(medium, Clip):
         count = shown_frames(medium, layout)
         numbers = medium.taken or range(count)
-        chosen = _spread(count)
-        block = Block(1, *layout.shape)
+        chosen = evenly(count, MOST_VIEWS)
+        block = replace(layout.blocks[0], t=1, tail=0)
         names = [_frame_name(numbers[i], seconds[i] if seconds else None) for i in chosen]
         views = [
             _view(name, pixels[[i]], picture[[0]], block, layout, patch) for name, i in zip(names, chosen, strict=True)
@@ -83,7 +108,7 @@ def sight(medium: Medium, layout: Layout, prepare: Preparation, patch: int) -> S
     names = ["canvas"] if len(parts) == 1 else ["base", *(f"tile {i}" for i in range(1, len(parts)))]
     if len(parts) == 2 and parts[1][1].tiles != (1, 1):
         names[1] = f"{parts[1][1].maps} tiles"
-    chosen = _spread(len(parts))
+    chosen = evenly(len(parts), MOST_VIEWS)
     found = [_view(names[i], pixels[parts[i][0]], picture[parts[i][0]], parts[i][1], layout, patch) for i in chosen]
     return Sight(tuple(found), len(parts))
 
@@ -117,23 +142,21 @@ def _parts(layout: Layout) -> list[tuple[list[int], Block]]:
     return found
 
 
-def _spread(count: int) -> list[int]:
-    """At most `MOST_VIEWS` of so many, the first and the last among them."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST_VIEWS))})
-
-
 def _frame_name(number: int, seconds: float | None) -> str:
     return f"frame {number}" if seconds is None else f"frame {number}, {seconds:.2f} s"
 
 
 def _view(name: str, pixels: np.ndarray, white: np.ndarray, block: Block, layout: Layout, patch: int) -> View:
-    """Canvases (tiles, 3, height, width) in raster order as one picture."""
+    """Canvases (tiles, 3, height, width) in raster order as one picture; `block` is what is made of them."""
     image = _mosaic(pixels, block.tiles)
     mask = _mosaic(white, block.tiles).convert("L").point(lambda value: 255 * (value > 127))
     found = mask.getbbox() or (0, 0, *image.size)
-    return View(
-        name, image, block.tiles, (layout.grid.h, layout.grid.w), patch, _floats(found), _kept(block, layout, patch)
-    )
+    grid = (layout.grid.h, layout.grid.w)
+    return View(name, image, block, grid, layout.shape, patch, _floats(found), _kept(block, layout, patch))
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
 
 
 def _mosaic(pixels: np.ndarray, tiles: tuple[int, int]) -> Image.Image:
@@ -167,7 +190,7 @@ def _kept(block: Block, layout: Layout, patch: int) -> Box:
 def svg(view: View, side: int = SIDE) -> str:
     """A view with its patches, tiles, padding and what is kept, at most `side` pixels long."""
     width, height = view.image.size
-    inner = [f'<image width="{width}" height="{height}" href="{_data_url(view.image, side)}"/>']
+    inner = [f'<image width="{width}" height="{height}" href="{embedded(view.image, side)}"/>']
     inner.append(f'<path class="patches" d="{patch_lines(view)[0]}"/>')
     if view.tiles != (1, 1):
         inner.append(f'<path class="tiles" d="{_tile_lines(view)}"/>')
@@ -209,11 +232,3 @@ def _tile_lines(view: View) -> str:
 def _outline(box: Box) -> str:
     left, top, right, bottom = box
     return f"M{left:g} {top:g}H{right:g}V{bottom:g}H{left:g}Z"
-
-
-def _data_url(image: Image.Image, side: int) -> str:
-    small = image.copy()
-    small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,195 @@
+"""The command that shows data: a recipe's as a model sees it, a file's as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from opsin.commands.options import Json
+from opsin.core.errors import OpsinError
+from opsin.core.files import write_text
+from opsin.core.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from opsin.data.sources import Source
+    from opsin.model.config import ModelConfig
+    from opsin.report.stage_view import StageView
+    from opsin.text.tokenizer import Tokenizer
+    from opsin.train.recipe import Recipe, Stage
+
+RECIPES = frozenset({".yaml", ".yml"})
+SHOWN = 6
+STREAMED = 20
+"""Steps that are looked at of a stage that streams."""
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Recipe (YAML), or a data file: .json, .jsonl, .parquet, .tar.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes: model.template.kind=plain")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write an HTML page; by default it is shown here.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Of a recipe: only this stage.")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="How many (of each stage), spread evenly.")] = SHOWN,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Show this sample; may be repeated.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Of a data file: where media lie.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Of a data file: a recipe or a checkpoint, to show it as that model sees it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a model sees: tokens, what is learned, pictures with tiles and patches, packs; or what a file holds."""
+    if file.suffix in RECIPES:
+        if image_root is not None or model is not None:
+            name = "--model" if model is not None else "--image-root"
+            raise OpsinError(f"{name} is for data files; a recipe says it itself, and overrides change it")
+        _recipe(file, overrides or (), stage, ids or (), samples, out, as_json)
+        return
+    if overrides or stage is not None:
+        given = "--stage" if stage is not None else str((overrides or [""])[0])
+        raise OpsinError(f"{given} is for recipes (.yaml), but {file} is taken for a data file")
+    _data(file, image_root, model, ids or (), samples, out, as_json)
+
+
+def _recipe(
+    path: Path,
+    overrides: Sequence[str],
+    stage: str | None,
+    ids: Sequence[str],
+    samples: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from opsin.train.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    names = [one.name for one in recipe.stages]
+    if stage is not None and stage not in names:
+        raise OpsinError(f"--stage {stage}: the recipe has no such stage; it has {', '.join(names)}")
+    from opsin.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
+    wanted = [one for one in recipe.stages if stage in (None, one.name)]
+    _show_stages(recipe.name, [_view(recipe, one, tokenizer, ids, samples) for one in wanted], ids, out, as_json)
+
+
+def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int) -> StageView:
+    """A stage's data as training will take it; what it would refuse is listed instead of raised."""
+    from opsin.report.stage_view import StageView, named, spread
+    from opsin.train.data import plan_steps, read_stage
+
+    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
+    steps = plan_steps(data, stage, recipe.seed)
+    return StageView(
+        name=stage.name,
+        examples=data.examples,
+        patch=recipe.composition.encoder.patch_size,
+        budget=stage.budget,
+        steps=steps[:STREAMED] if stage.order == "stream" else steps,
+        refused=data.found.refused,
+        dropped=data.found.dropped,
+        shortened=data.found.shortened,
+        notes=data.found.notes,
+        chosen=named(data.examples, ids) if ids else spread(len(data.examples), samples),
+    )
+
+
+def _data(
+    path: Path,
+    image_root: Path | None,
+    model: Path | None,
+    ids: Sequence[str],
+    samples: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from opsin.data.check import source_of
+
+    source = source_of(path, image_root)
+    if model is not None:
+        _show_stages(path.name, [_as_seen(path, source, _config(model), ids, samples)], ids, out, as_json)
+        return
+    from opsin.report.file_view import look_at
+
+    view = look_at(source, samples, ids)
+
+    from opsin.report.file_page import page
+    from opsin.report.inspect_json import file_value
+    from opsin.report.inspect_terminal import file_lines
+
+    _give(out, as_json, lambda: page(view), lambda: file_value(view), lambda: file_lines(view))
+
+
+def _config(model: Path) -> ModelConfig:
+    """The parts of a checkpoint, or of the model that a recipe trains."""
+    if model.is_dir():
+        from opsin.checkpoint.load import read_model_config
+
+        return read_model_config(model)
+    from opsin.train.recipe import load_recipe
+
+    return load_recipe(model).composition
+
+
+def _as_seen(path: Path, source: Source, config: ModelConfig, ids: Sequence[str], samples: int) -> StageView:
+    """A file's samples as a model sees them, in no stage."""
+    import numpy as np
+
+    from opsin.checkpoint.prepare import preparation
+    from opsin.data.corpus import Corpus, Part
+    from opsin.data.index import index_of
+    from opsin.report.stage_view import StageView, named, spread
+    from opsin.text.tokenizer import Tokenizer
+
+    prepare = preparation(config, Tokenizer.load(config.language.tokenizer_path))
+    index = index_of(source, prepare)
+    examples = Corpus(prepare, [Part(path.name, source, index, np.arange(len(index)), index.costs)])
+    return StageView(
+        name=path.name,
+        examples=examples,
+        patch=config.encoder.patch_size,
+        refused=index.problems,
+        chosen=named(examples, ids) if ids else spread(len(examples), samples),
+    )
+
+
+def _show_stages(name: str, views: Sequence[StageView], ids: Sequence[str], out: Path | None, as_json: bool) -> None:
+    from opsin.report.inspect import page
+    from opsin.report.inspect_json import stage_value
+    from opsin.report.inspect_terminal import lines
+    from opsin.report.stage_view import check_found
+
+    if ids:
+        check_found({known for view in views for known in view.examples.ids()}, ids)
+    _give(
+        out,
+        as_json,
+        lambda: page(name, views),
+        lambda: {"name": name, "stages": [stage_value(view) for view in views]},
+        lambda: (line for view in views for line in lines(view)),
+    )
+
+
+def _give(
+    out: Path | None,
+    as_json: bool,
+    page: Callable[[], str],
+    value: Callable[[], Any],
+    lines: Callable[[], Iterable[Text]],
+) -> None:
+    """The page if a file is named for it; here JSON if it is asked for, or else, without a page, the lines."""
+    if out is not None:
+        write_text(out, page())
+    if as_json:
+        typer.echo(json.dumps(value()))
+    elif out is not None:
+        typer.echo(f"page  {printable(str(out))}")
+    else:
+        console = Console(highlight=False)
+        for line in lines():
+            console.print(line, soft_wrap=True)
