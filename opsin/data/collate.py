@@ -30,16 +30,28 @@ class Features(Protocol):
 
 
 def medium_pixels(medium: Medium, layout: Layout, preparation: Preparation) -> np.ndarray:
-    """Decode one medium to what the encoder takes: uint8 (frames, 3, *canvas)."""
-    return preparation.resolution.pixels(_images(medium), layout, preparation.mean)
+    """Decode one medium to what the encoder takes: uint8 (frames, 3, *canvas).
+
+    Raises:
+        PictureError, VideoError: it cannot be decoded, or is not what the layout was made for.
+    """
+    return preparation.resolution.pixels(_images(medium, layout), layout, preparation.mean)
 
 
-def _images(medium: Medium) -> Iterator[Image.Image]:
+def _images(medium: Medium, layout: Layout) -> Iterator[Image.Image]:
     """The pictures of a medium, one in memory at a time."""
-    if isinstance(medium, Clip) and medium.path is not None:
+    if isinstance(medium, Clip) and medium.path is not None:  # whose frames can be of several sizes
         yield from (image for _, image in read_frames(medium.path, medium.taken or ()))
-    else:
-        yield from map(open_picture, medium.frames if isinstance(medium, Clip) else (medium,))
+        return
+    for picture in medium.frames if isinstance(medium, Clip) else (medium,):
+        image = open_picture(picture)
+        if (image.height, image.width) != layout.source:
+            height, width = layout.source
+            raise PictureError(
+                f"{picture.name}: changed while it was read ({width}x{height} pixels (WxH), now {image.width}x"
+                f"{image.height}); start again when it is at rest"
+            )
+        yield image
 
 
 def collate(

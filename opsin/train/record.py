@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from opsin.core.files import sha256_bytes, write_json, write_text
 from opsin.train.recipe import Recipe
 
 
-def write_record(recipe: Recipe, out: Path) -> None:
-    """Write RUN/recipe.json and RUN/run.json."""
+def write_record(recipe: Recipe, out: Path, samples: Mapping[str, str]) -> None:
+    """Write RUN/recipe.json and RUN/run.json; `samples` names, for every stage, what its samples cost."""
     write_json(out / "recipe.json", recipe.model_dump(mode="json"))
-    write_json(out / "run.json", _provenance(recipe))
+    write_json(out / "run.json", _provenance(recipe) | {"samples": dict(samples)})
 
 
 def read_record(out: Path) -> Recipe:
@@ -47,6 +48,21 @@ def read_record(out: Path) -> Recipe:
             if data.get(stage.name, {}).get(name) != source.identity():
                 raise TrainError(f"{source.path}: changed since the run began; a resumed run must see the same data")
     return recipe
+
+
+def check_samples(out: Path, samples: Mapping[str, str]) -> None:
+    """Hold what the samples of some stages cost against what they cost when the run began.
+
+    Raises:
+        TrainError: those of a stage differ, so its plan would be another one.
+    """
+    saved = json.loads((out / "run.json").read_text(encoding="utf-8")).get("samples", {})
+    for stage, digest in samples.items():
+        if saved.get(stage) != digest:
+            raise TrainError(
+                f"{out}: stage {stage!r}: its samples are not those that the run began with; pictures or videos were "
+                "changed, added or removed: put them back, or start a new run"
+            )
 
 
 def forget_metrics(out: Path, recipe: Recipe, stage: int, step: int) -> None:

@@ -24,7 +24,7 @@ from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
 from opsin.core.errors import DataError, TrainError
-from opsin.core.files import write_json, write_text
+from opsin.core.files import sha256_bytes, write_json, write_text
 from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
 from opsin.model.lora import merge_lora, require_peft
@@ -35,7 +35,7 @@ from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser, store_parts
 from opsin.train.recipe import Recipe, Stage
-from opsin.train.record import forget_metrics, read_record, write_record
+from opsin.train.record import check_samples, forget_metrics, read_record, write_record
 from opsin.train.warm_start import warm_start
 
 OPTIMISER = "optimiser.safetensors"
@@ -81,7 +81,7 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
         raise TrainError(f"{out}: holds a run already; resume it with --resume {out}, or choose another directory")
     work = _read_work(recipe, 0, hooks)
     out.mkdir(parents=True, exist_ok=True)
-    write_record(recipe, out)
+    write_record(recipe, out, work.samples())
     _name_affected(work, out, hooks)
     (out / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     torch.manual_seed(recipe.seed)
@@ -96,7 +96,7 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
     """Go on with a run from its newest whole checkpoint; returns the last checkpoint.
 
     Raises:
-        TrainError: there is no run, or its data files have changed.
+        TrainError: there is no run, or its data have changed.
         CheckpointError: no checkpoint is whole.
     """
     hooks = hooks or Hooks()
@@ -110,6 +110,7 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
         hooks.on_line(f"{out}: all {len(recipe.stages)} stages are complete; nothing to do")
         return folder
     work = _read_work(recipe, position.stage, hooks)
+    check_samples(out, work.samples())
     model = Vlm(read_config(folder).config, weights=False).to(_device(recipe))
     model.precision = recipe.precision
     if position.step == 0:
@@ -131,6 +132,11 @@ class Work:
     tokenizer: Tokenizer
     data: dict[int, StageData]
     steps: dict[int, Sequence[tuple[Pack, ...]]]
+
+    def samples(self) -> dict[str, str]:
+        """For every stage a hash of what its samples cost, which decides its plan; a stream does not know any yet."""
+        costs = {index: data.examples.costs.columns() for index, data in self.data.items()}
+        return {self.recipe.stages[index].name: sha256_bytes(columns.tobytes()) for index, columns in costs.items()}
 
 
 def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
