@@ -14,7 +14,7 @@ def lines(stages: Sequence[StageOutlook], rate: float | None) -> Iterator[str]:
     for stage in stages:
         yield from _stage(stage, rate)
     if len(stages) > 1 and rate is not None:
-        yield f"all stages: {sum(stage.tokens for stage in stages) / rate / 3600:.2f} h at {rate:,.0f} tokens/s"
+        yield f"all stages: {_time(sum(stage.tokens for stage in stages), rate)}"
 
 
 def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
@@ -26,8 +26,10 @@ def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
     yield f"  tokens       {stage.tokens:,} = {text:,} text + {stage.visual:,} visual; {stage.supervised:,} supervised"
     yield f"  patches      {stage.patches:,}"
     if rate is not None:
-        yield f"  time         {stage.tokens / rate / 3600:.2f} h at {rate:,.0f} tokens/s"
-    yield f"  balance      busiest rank {stage.balance[0]:+.1%} tokens, {stage.balance[1]:+.1%} patches over the mean"
+        yield f"  time         {_time(stage.tokens, rate)}"
+    if any(stage.balance):  # one process alone is always even with itself
+        tokens, patches = stage.balance
+        yield f"  balance      busiest rank {tokens:+.1%} tokens, {patches:+.1%} patches over the mean"
     parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in stage.memory.items())
     yield f"  memory, GB   about {sum(stage.memory.values()) / 1e9:.2f}: {parts}"
     yield "  lengths"
@@ -43,13 +45,23 @@ def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
             yield from (f"    {line}" for line in lines)
 
 
+def _time(tokens: int, rate: float) -> str:
+    """How long so many tokens take at a rate."""
+    minutes = tokens / rate / 60
+    return f"{f'{minutes / 60:.1f} h' if minutes >= 60 else f'{minutes:.1f} min'} at {rate:,.0f} tokens/s"
+
+
 def _sources(stage: StageOutlook) -> Iterator[str]:
-    """A line for every source: what there is, what an epoch takes, and its share of the tokens of all epochs."""
-    width = max(len(source.name) for source in stage.sources)
+    """A row for every source: what there is, what an epoch takes, and what it gives to all epochs."""
+    rows: list[tuple[str, ...]] = [
+        ("source", "samples", "an epoch", "tokens", "of all", "visual", "supervised", "kinds")
+    ]
     for source in stage.sources:
+        share = f"{source.tokens / max(1, stage.tokens):.1%}"
+        numbers = [f"{n:,}" for n in (source.samples, source.taken, source.tokens, source.visual, source.supervised)]
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in source.kinds.items())
-        share = source.tokens / max(1, stage.tokens)
-        yield (
-            f"    {source.name:<{width}}  {source.taken:>9,} of {source.samples:,} an epoch ({kinds}), "
-            f"{share:.1%} of the tokens ({source.visual:,} visual, {source.supervised:,} supervised)"
-        )
+        rows.append((source.name, *numbers[:3], share, *numbers[3:], kinds))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers, kinds in rows:
+        cells = "  ".join(f"{number:>{width}}" for number, width in zip(numbers, widths[1:-1], strict=True))
+        yield f"    {name:<{widths[0]}}  {cells}  {kinds}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from opsin.train.run import Hooks
 PLAIN_EVERY = 20
 """Steps between printed lines where there is no terminal to draw a bar on."""
 
+PLAIN_SECONDS = 30.0
+"""The longest time between them, but for a step that takes longer."""
+
 READ_EVERY = 200
 """Samples read between two looks at the clock."""
 
@@ -38,6 +42,7 @@ class ProgressHooks:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._read: Counter[str] = Counter()
+        self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +101,12 @@ class ProgressHooks:
         rate = metrics.tokens / metrics.seconds
         text = f"loss {metrics.loss:.3f}  {rate:,.0f} tokens/s"
         self._advance(stage.name, metrics.step, total, text)
-        if not self.console.is_terminal and (metrics.step % PLAIN_EVERY == 0 or metrics.step == total):
+        if self.console.is_terminal:
+            return
+        due = time.monotonic() - self._told >= PLAIN_SECONDS
+        if due or metrics.step % PLAIN_EVERY == 0 or metrics.step == total:
             self.on_line(f"{stage.name} {metrics.step}/{total}  {text}")
+            self._told = time.monotonic()
 
     def _advance(self, name: str, done: int, total: int | None, text: str) -> None:
         if not self.console.is_terminal:

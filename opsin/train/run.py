@@ -174,10 +174,12 @@ def _name_affected(work: Work, out: Path, hooks: Hooks) -> None:
         stage = work.recipe.stages[index].name
         lost = (*data.found.refused, *data.found.dropped)
         if lost:
-            used = f"stage {stage!r}: {len(data.examples)} samples"
-            hooks.on_line(f"{used}; {len(lost)} problems skipped, see {out / SKIPPED}")
+            used = f"stage {stage!r}: {len(data.examples):,} samples"
+            hooks.on_line(f"{used}; problems skipped: {len(lost):,}, see {out / SKIPPED}")
         if data.found.shortened:
-            hooks.on_line(f"stage {stage!r}: {len(data.found.shortened)} samples made shorter, see {out / SHORTENED}")
+            hooks.on_line(
+                f"stage {stage!r}: samples made shorter: {len(data.found.shortened):,}, see {out / SHORTENED}"
+            )
         left += [f"{stage}: {line}\n" for line in lost]
         shortened += [f"{stage}: {line}\n" for line in data.found.shortened]
     for name, lines in ((SKIPPED, left), (SHORTENED, shortened)):
@@ -259,7 +261,7 @@ def _features(model: Vlm, stage: Stage, examples: Any, prepare: Any, hooks: Hook
 def _audit_line(stage: Stage, audit: Audit) -> str:
     trained = ", ".join(f"{part} {count:,}" for part, count in audit.scalars.items())
     # A tower's layers behind the selected one, for example: not a mistake, but the reader should know.
-    unreached = f"; not used by this model, so unchanged: {', '.join(audit.unreached)}" if audit.unreached else ""
+    unreached = f"; not used in this stage, so unchanged: {', '.join(audit.unreached)}" if audit.unreached else ""
     return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"
 
 

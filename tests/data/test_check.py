@@ -140,4 +140,4 @@ def test_training_refuses_what_check_lists_unless_told_to_skip_it(tmp_path: Path
     skipped = (tmp_path / "run" / "skipped.txt").read_text(encoding="utf-8").splitlines()
     assert len(skipped) == 6
     assert all(line.startswith(f"instruct: {path}:") for line in skipped)
-    assert f"stage 'instruct': 2 samples; 6 problems skipped, see {tmp_path / 'run' / 'skipped.txt'}" in lines
+    assert f"stage 'instruct': 2 samples; problems skipped: 6, see {tmp_path / 'run' / 'skipped.txt'}" in lines

@@ -7,7 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
+from opsin.train import progress as module
+from opsin.train.loop import StepMetrics
 from opsin.train.progress import ProgressHooks
+from tests.support.models import stage_of
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
@@ -33,3 +36,16 @@ def test_a_line_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in file.getvalue()
     assert "record \N{REPLACEMENT CHARACTER}[2J[red]" in file.getvalue()
     assert file.getvalue().count("\n") == 2
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(30.0, [20, 25]), (0.0, list(range(1, 26)))])
+def test_a_log_gets_a_line_every_so_many_steps_or_seconds(
+    seconds: float, told: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_SECONDS", seconds)
+    file = io.StringIO()
+    on_step = ProgressHooks(Console(file=file, width=100)).hooks().on_step
+    for step in range(1, 26):
+        metrics = StepMetrics(step, 1.0, 1.0, {}, tokens=8, supervised=4, pictures=0, seconds=0.1)
+        on_step(stage_of({"connector": {"lr": 1e-3}}), metrics, 25)
+    assert [int(line.split()[1].split("/")[0]) for line in file.getvalue().splitlines()] == told
