@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart test lint types assets docs slow clean
+.PHONY: help quickstart mixture test lint types assets docs slow clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -23,6 +23,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: $(VENV)/.installed  ## train and evaluate a small vision-language model on real pictures (OUT=runs/quickstart)
 	$(BIN)/opsin quickstart --out $(OUT)
+
+mixture: OUT = runs/mixture
+mixture: $(VENV)/.installed     ## check, plan, inspect and train a small mixture of all modalities (OUT=runs/mixture)
+	$(BIN)/python -m opsin.quickstart.mixture $(OUT)
+	$(BIN)/opsin data check $(OUT)/data/*.json* $(OUT)/data/*.parquet $(OUT)/data/*.tar --decode
+	$(BIN)/opsin plan $(OUT)/recipe.yaml
+	$(BIN)/opsin inspect $(OUT)/recipe.yaml --out $(OUT)/page.html
+	$(BIN)/opsin train $(OUT)/recipe.yaml --out $(OUT)/run
 
 test: lint types  ## lint, types and the test suite
 	$(BIN)/python -m pytest

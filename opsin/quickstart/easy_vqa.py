@@ -80,6 +80,17 @@ def write_easy_vqa(source: Path, writer: Writer, seed: int, size: DatasetSize) -
     return writer.finish(seed, size, groups, (*skipped_train, *skipped_test))
 
 
+def sample_drawings(source: Path, count: int, rng: random.Random) -> list[tuple[Drawing, bytes]]:
+    """Some drawings of the training part, each with its PNG bytes.
+
+    Raises:
+        AssetError: the source is not Easy-VQA's data.
+    """
+    with _reading(source) as read:
+        chosen = _sample(_drawings(read, "train")[0], count, rng)
+        return [(drawing, read(f"{drawing.part}/images/{drawing.index}.png")) for drawing in chosen]
+
+
 def balanced(drawings: Sequence[Drawing], rng: random.Random) -> list[tuple[Drawing, Exchange]]:
     """Yes/no questions, each text with as many yes as no."""
     by_text: dict[str, dict[str, list[tuple[Drawing, Exchange]]]] = defaultdict(lambda: defaultdict(list))

@@ -216,7 +216,7 @@ def test_error_is_one_line_and_exit_code_1(
 
 
 def test_pins_are_complete() -> None:
-    pins = (assets.SMOLLM2, assets.EFFICIENTNET_LITE2, assets.STAMPS, assets.EASY_VQA)
+    pins = (assets.SMOLLM2, assets.EFFICIENTNET_LITE2, assets.STAMPS, assets.EASY_VQA, assets.VIDEOS)
     assert all(len(pin.sha256) == 64 and pin.version in pin.filename and pin.num_bytes > 0 for pin in pins)
     assert "--pictures easy-vqa" in assets.STAMPS.otherwise
 
