@@ -32,6 +32,13 @@ def test_links_and_named_files_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_named_tests_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/-]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    missing = [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_recipes_validate(page: Path) -> None:
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         Recipe.model_validate(_numbers(yaml.safe_load(block)))
