@@ -1,7 +1,7 @@
 """A run: the stages of a recipe one after the other, in a run directory, resumable.
 
 RUN/recipe.json      the resolved recipe
-RUN/run.json         versions, git state, hashes of the data files
+RUN/run.json         versions, git state, hashes of the data files and of what their samples cost
 RUN/metrics.jsonl    one line a step
 RUN/skipped.txt      records that skip_bad left out, samples that were too long, and why
 RUN/shortened.txt    samples that too_long made shorter, and how
