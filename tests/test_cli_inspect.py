@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from opsin import cli
-from tests.support.models import RESOLUTIONS, model_value, recipe_value
+from tests.support.hub import hub_dir
+from tests.support.models import RESOLUTIONS, model_value, recipe_value, write_data
 from tests.support.tokenizers import chatml_tokenizer_dir
 
 if TYPE_CHECKING:
@@ -78,6 +79,93 @@ def test_samples_that_are_too_long_or_broken_are_named(
     assert "(picture-2)" in told
 
 
+def test_a_stage_as_json(tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    arguments = ("--stage", "instruct", "--id", "picture-2", "--json", "--out", out)
+    assert inspect(write_recipe(tmp_path), *arguments) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["name"], [stage["name"] for stage in value["stages"]]) == ("tiny", ["instruct"])
+    (sample,) = value["stages"][0]["chosen"]
+    assert (sample["id"], sample["visual"]) == ("picture-2", 4)
+    assert "<article" in out.read_text(encoding="utf-8")
+
+
+def test_a_data_file_without_a_model(tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_data(tmp_path), tmp_path / "page.html"
+    assert inspect(data, "--out", out, "--samples", "2") == 0
+    html = out.read_text(encoding="utf-8")
+    assert html.count("<article") == 2
+    assert "30×40 pixels (height × width)" in html
+    capsys.readouterr()
+    assert inspect(data, "--id", "picture-2", "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["kinds"] == {"text": 2, "image": 6}
+    assert [one["id"] for one in value["chosen"]] == ["picture-2"]
+    assert inspect(data, "--id", "text-1") == 0
+    assert "assistant: the answer is 1" in capsys.readouterr().out
+
+
+def test_media_of_a_data_file_can_lie_elsewhere(
+    tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path)
+    moved = data.rename(tmp_path / "pictures" / "data.json")
+    assert inspect(moved, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 6
+    assert inspect(moved, "--image-root", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
+def test_a_data_file_as_a_recipes_model_sees_it(
+    tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "page.html"
+    (tmp_path / "pictures" / "3.png").unlink()
+    assert inspect(tmp_path / "data.json", "--model", recipe, "--out", out) == 0
+    html = out.read_text(encoding="utf-8")
+    assert "&lt;image: 4 tokens&gt;" in html
+    assert "Refused: 1" in html
+    assert "In no pack" not in html
+    capsys.readouterr()
+    assert inspect(tmp_path / "data.json", "--model", recipe, "--id", "text-1") == 0
+    assert "data.json: 7 samples" in capsys.readouterr().out
+
+
+def test_a_data_file_as_a_checkpoints_model_sees_it(
+    tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = hub_dir(tmp_path / "hub", "qwen2_vl")
+    assert inspect(write_data(tmp_path), "--model", folder, "--id", "picture-1", "--json") == 0
+    (sample,) = json.loads(capsys.readouterr().out)["stages"][0]["chosen"]
+    assert sample["visual"] > 0
+    assert sample["pack"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipe.yaml", "--model", "recipe.yaml"], "--model is for data files"),
+        (["recipe.yaml", "--image-root", "."], "--image-root is for data files"),
+        (["data.json", "--stage", "align"], "--stage is for recipes (.yaml)"),
+        (["data.json", "seed=3"], "seed=3 is for recipes (.yaml)"),
+        (["gone.jsonl"], "gone.jsonl: no such file"),
+        (["data.json", "--id", "text-11"], "no sample has the id 'text-11'; did you mean 'text-1'?"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    tmp_path: Path,
+    inspect: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert inspect(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,7 +188,8 @@ def test_it_does_not_wait_for_torch(tmp_path: Path) -> None:
         "except SystemExit as left: print('left:', left.code)\n"
         "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
-    for arguments in (["--help"], ["missing.yaml"], [str(write_recipe(tmp_path)), "--out", str(tmp_path / "p.html")]):
+    recipe, out = write_recipe(tmp_path), tmp_path / "p.html"
+    for arguments in (["--help"], ["missing.yaml"], [recipe, "--out", out], [tmp_path / "data.json"]):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, timeout=60
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from opsin.commands.options import Json
 from opsin.core.errors import OpsinError
@@ -16,13 +19,14 @@ from opsin.core.files import write_text
 from opsin.core.terminal import printable
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from opsin.data.sources import Source
     from opsin.model.config import ModelConfig
     from opsin.report.stage_view import StageView
     from opsin.text.tokenizer import Tokenizer
     from opsin.train.recipe import Recipe, Stage
+
+Progress = Callable[[str, int], None]
+"""Told the name of a source, and how many more of its samples are read."""
 
 RECIPES = frozenset({".yaml", ".yml"})
 SHOWN = 6
@@ -75,15 +79,32 @@ def _recipe(
 
     tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
     wanted = [one for one in recipe.stages if stage in (None, one.name)]
-    _show_stages(recipe.name, [_view(recipe, one, tokenizer, ids, samples) for one in wanted], ids, out, as_json)
+    with _reading() as on_progress:
+        views = [_view(recipe, one, tokenizer, ids, samples, on_progress) for one in wanted]
+    _show_stages(recipe.name, views, ids, out, as_json)
 
 
-def _view(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int) -> StageView:
+@contextmanager
+def _reading() -> Iterator[Progress]:
+    """Tell on a terminal's stderr how many samples of a source are read."""
+    read: Counter[str] = Counter()
+    with Console(stderr=True).status("") as status:
+
+        def tell(name: str, more: int) -> None:
+            read[name] += more
+            status.update(Text(f"{printable(name)}: {read[name]:,} samples"))
+
+        yield tell
+
+
+def _view(
+    recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int, on_progress: Progress
+) -> StageView:
     """A stage's data as training will take it; what it would refuse is listed instead of raised."""
     from opsin.report.stage_view import StageView, named, spread
     from opsin.train.data import plan_steps, read_stage
 
-    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True)
+    data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True, on_progress=on_progress)
     steps = plan_steps(data, stage, recipe.seed)
     return StageView(
         name=stage.name,
@@ -112,11 +133,14 @@ def _data(
 
     source = source_of(path, image_root)
     if model is not None:
-        _show_stages(path.name, [_as_seen(path, source, _config(model), ids, samples)], ids, out, as_json)
+        with _reading() as on_progress:
+            seen = _as_seen(path, source, _config(model), ids, samples, on_progress)
+        _show_stages(path.name, [seen], ids, out, as_json)
         return
     from opsin.report.file_view import look_at
 
-    view = look_at(source, samples, ids)
+    with _reading() as on_progress:
+        view = look_at(source, samples, ids, lambda _done: on_progress(path.name, 1))
 
     from opsin.report.file_page import page
     from opsin.report.inspect_json import file_value
@@ -136,7 +160,9 @@ def _config(model: Path) -> ModelConfig:
     return load_recipe(model).composition
 
 
-def _as_seen(path: Path, source: Source, config: ModelConfig, ids: Sequence[str], samples: int) -> StageView:
+def _as_seen(
+    path: Path, source: Source, config: ModelConfig, ids: Sequence[str], samples: int, on_progress: Progress
+) -> StageView:
     """A file's samples as a model sees them, in no stage."""
     import numpy as np
 
@@ -147,7 +173,7 @@ def _as_seen(path: Path, source: Source, config: ModelConfig, ids: Sequence[str]
     from opsin.text.tokenizer import Tokenizer
 
     prepare = preparation(config, Tokenizer.load(config.language.tokenizer_path))
-    index = index_of(source, prepare)
+    index = index_of(source, prepare, lambda more: on_progress(path.name, more))
     examples = Corpus(prepare, [Part(path.name, source, index, np.arange(len(index)), index.costs)])
     return StageView(
         name=path.name,

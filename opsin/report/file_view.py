@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opsin.core.errors import DataError, PictureError
 from opsin.core.types import Clip, Conversation, Medium, Picture
-from opsin.data.check import Checked, Problem, check
+from opsin.data.check import Checked, Problem, Progress, check
 from opsin.data.costs import KINDS, Kind, kind_of
 from opsin.data.sources import Source
 from opsin.report.pieces import evenly
@@ -56,14 +56,14 @@ class FileView:
         return [problem for problem in self.checked.problems if problem.text.startswith(name)]
 
 
-def look_at(source: Source, most: int, ids: Sequence[str] = ()) -> FileView:
+def look_at(source: Source, most: int, ids: Sequence[str] = (), on_progress: Progress = lambda _done: None) -> FileView:
     """Check a file, then read it once more to count; `most` samples are chosen, or those with the ids.
 
     Raises:
         DataError: the file is not there, or changes while it is read.
         OpsinError: no sample has one of the ids.
     """
-    checked = check(source)
+    checked = check(source, on_progress=on_progress)
     number = checked.counts["conversations"]
     wanted, measured = set(spread(number, most)), set(spread(number, MEASURED))
     kinds: Counter[Kind] = Counter()
