@@ -32,11 +32,6 @@ GRACE = 1.0
 """Seconds to wait for a killed process to be gone; the system may keep one that waits for a disk or a network."""
 
 
-def rank_share(step: Sequence[Pack], rank: int, ranks: int) -> tuple[Pack, ...]:
-    """The packs of an optimiser step that one of its ranks makes: dealt out in turn, none for a rank beyond them."""
-    return tuple(step[rank::ranks])
-
-
 @dataclass(frozen=True)
 class _Worker:
     number: int

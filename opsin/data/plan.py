@@ -102,6 +102,23 @@ def _packs(order: np.ndarray, costs: Costs, budget: Budget) -> Iterator[list[int
         yield filler.pack()
 
 
+def rank_share(step: Sequence[Pack], rank: int, ranks: int) -> tuple[Pack, ...]:
+    """The packs of an optimiser step that one of its ranks makes, in their order; some ranks may have one fewer.
+
+    All packs are about as long, but their pictures differ: in every round the pack with the most patches goes to the
+    rank that has the fewest so far.
+    """
+    loads = [0] * ranks
+    own = []
+    costliest = sorted(range(len(step)), key=lambda place: (-step[place].patches, place))
+    for start in range(0, len(step), ranks):
+        idlest = sorted(range(ranks), key=lambda one: (loads[one], one))
+        for place, one in zip(costliest[start : start + ranks], idlest, strict=False):
+            loads[one] += step[place].patches
+            own += [place] if one == rank else []
+    return tuple(step[place] for place in sorted(own))
+
+
 class Filler:
     """Fills packs from samples in the order in which they come, with `WINDOW` of them at hand.
 

@@ -15,7 +15,7 @@ import numpy as np
 from opsin.checkpoint.filling import weightless
 from opsin.data.corpus import Corpus
 from opsin.data.costs import Kind
-from opsin.data.plan import Pack, Plan
+from opsin.data.plan import Pack, Plan, rank_share
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
@@ -163,10 +163,10 @@ def _costliest(examples: Corpus) -> tuple[Costly, ...]:
 
 
 def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> float:
-    """Mean over the steps of (the busiest rank's cost / the mean cost - 1), packs dealt out in turn."""
+    """Mean over the steps of (the busiest rank's cost / the mean cost - 1)."""
     found = []
     for step in steps:
-        loads = [sum(getattr(pack, cost) for pack in step[rank::ranks]) for rank in range(ranks)]
+        loads = [sum(getattr(pack, cost) for pack in rank_share(step, rank, ranks)) for rank in range(ranks)]
         if sum(loads):
             found.append(max(loads) * ranks / sum(loads) - 1)
     return float(np.mean(found)) if found else 0.0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsin.data.costs import Costs
-from opsin.data.plan import WINDOW, Budget, Plan, plan_epoch
+from opsin.data.plan import WINDOW, Budget, Pack, Plan, plan_epoch, rank_share
 
 BUDGET = 64
 LENGTHS = st.lists(st.integers(2, BUDGET), min_size=1, max_size=80)
@@ -129,3 +129,25 @@ def test_no_pack_is_over_either_budget(costs: list[tuple[int, int]]) -> None:
     for pack in plan.packs:
         assert pack.tokens == sum(costs[i][0] for i in pack.samples) <= BUDGET
         assert pack.patches == sum(costs[i][1] for i in pack.samples) <= 100
+
+
+STEP = st.lists(st.integers(0, 50), max_size=20)
+
+
+def packs_of(patches: Sequence[int]) -> list[Pack]:
+    return [Pack((number,), tokens=9, patches=cost, supervised=4) for number, cost in enumerate(patches)]
+
+
+@given(patches=STEP, ranks=st.integers(1, 9))
+def test_ranks_share_a_step_without_rest(patches: list[int], ranks: int) -> None:
+    step = packs_of(patches)
+    shares = [rank_share(step, rank, ranks) for rank in range(ranks)]
+    assert sorted(pack.samples for share in shares for pack in share) == [pack.samples for pack in step]
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    assert all(list(share) == sorted(share, key=lambda pack: pack.samples) for share in shares)
+
+
+def test_no_rank_gets_all_the_pictures() -> None:
+    loads = [sum(pack.patches for pack in rank_share(packs_of([90, 10, 80, 20]), rank, 2)) for rank in range(2)]
+    assert loads == [100, 100]
