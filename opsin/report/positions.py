@@ -21,8 +21,8 @@ MOST_BLOCKS = 4
 MOST_STEPS = 24
 """Ids of time that are shown of one block."""
 
-SIDE, LEFT, TOP = 96, 30, 18
-"""Longest side of a map and the room for its labels, in pixels."""
+SIDE, LEFT, TOP = 84, 28, 18
+"""Longest side of a map, and the room for labels at the left of heights and above widths, in pixels."""
 
 Cell = tuple[int, int, int, int, int]
 """Row, column, rows, columns, and the id that all of them have."""
@@ -70,7 +70,9 @@ def _maps(example: Example, span: Span) -> str:
     chosen = evenly(len(blocks), MOST_BLOCKS)
     drawn = "".join(_block(*blocks[i]) for i in chosen)
     more = "" if len(chosen) == len(blocks) else f'<p class="soft">{len(chosen)} of {len(blocks)} blocks are drawn</p>'
-    return f"<div><h4>Ids of the {run_name(example, span)} on its grid of tokens</h4>{drawn}{more}</div>"
+    number = f" (medium {(span.medium or 0) + 1})" if len(example.media) > 1 else ""
+    name = f"Ids of the {run_name(example, span)}{number} on its grid of tokens"
+    return f"<div><h4>{name}</h4>{drawn}{more}</div>"
 
 
 def _blocks(example: Example, span: Span) -> Iterator[tuple[Block, np.ndarray]]:
@@ -112,37 +114,38 @@ def _map(ids: np.ndarray, name: str, shade: Axis) -> str:
     """One axis' ids (rows, columns) as shades, the first and the last written at the edge along which they change."""
     rows, cols = ids.shape
     scale = SIDE / max(rows, cols)
+    left = LEFT if name == "height" else 2
     drawn = "".join(
-        f'<rect class="id" x="{LEFT + x * scale:.1f}" y="{TOP + y * scale:.1f}" width="{w * scale:.1f}" '
+        f'<rect class="id" x="{left + x * scale:.1f}" y="{TOP + y * scale:.1f}" width="{w * scale:.1f}" '
         f'height="{h * scale:.1f}" fill-opacity="{shade.at(number):.2f}"/>'
         for y, x, h, w, number in cells(ids)
     )
     low, high = int(ids.min()), int(ids.max())
-    right, foot = LEFT + cols * scale, TOP + rows * scale
     # The last number stands clear of the first, however small the map is.
+    right, foot = max(left + cols * scale, left + 40), max(TOP + rows * scale, TOP + 22)
     if name == "height":
-        marks = [(low, LEFT - 4, TOP + 10, "end"), (high, LEFT - 4, max(foot, TOP + 22), "end")]
+        marks = [(low, left - 4, TOP + 10, "end"), (high, left - 4, foot, "end")]
     else:
-        marks = [(low, LEFT, TOP - 5, "start"), (high, max(right, LEFT + 34), TOP - 5, "end")]
+        marks = [(low, left, TOP - 5, "start"), (high, right, TOP - 5, "end")]
     labels = "".join(
         f'<text class="tick" text-anchor="{anchor}" x="{x:.1f}" y="{y:.1f}">{number}</text>'
         for number, x, y, anchor in (marks if low < high else marks[:1])
     )
-    wide, high_up = max(right, LEFT + 34) + 2, max(foot, TOP + 22) + 4
     told = f"{name}: {_range(low, high)}"
+    width, height = round(right) + 2, round(foot) + 4
     return (
         f"<figure><figcaption>{told}</figcaption>"
-        f'<svg viewBox="0 0 {wide:.0f} {high_up:.0f}" style="width:{wide:.0f}px" role="img" aria-label="{told}">'
-        f"{drawn}{_grid(rows, cols, scale)}{labels}</svg></figure>"
+        f'<svg viewBox="0 0 {width} {height}" style="width:{width}px" role="img" aria-label="{told}">'
+        f"{drawn}{_grid(rows, cols, scale, left)}{labels}</svg></figure>"
     )
 
 
-def _grid(rows: int, cols: int, scale: float) -> str:
+def _grid(rows: int, cols: int, scale: float, left: int) -> str:
     """Lines between the tokens, where they are far enough apart to be seen."""
     if scale < 4:
         return ""
-    across = [f"M{LEFT} {TOP + i * scale:.1f}h{cols * scale:.1f}" for i in range(1, rows)]
-    down = [f"M{LEFT + i * scale:.1f} {TOP}v{rows * scale:.1f}" for i in range(1, cols)]
+    across = [f"M{left} {TOP + i * scale:.1f}h{cols * scale:.1f}" for i in range(1, rows)]
+    down = [f"M{left + i * scale:.1f} {TOP}v{rows * scale:.1f}" for i in range(1, cols)]
     return f'<path class="between" d="{"".join(across + down)}"/>'
 
 
