@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
-from opsin.core.errors import DataError, TrainError
+from opsin.core.errors import DataError, PictureError, TrainError, VideoError
 from opsin.core.files import sha256_bytes, write_json, write_text
 from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
@@ -42,6 +42,8 @@ OPTIMISER = "optimiser.safetensors"
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.txt"
 SHORTENED = "shortened.txt"
+DAMAGED = "`opsin data check FILE --decode` finds all such files; replace them, then begin again, or --resume the run"
+"""What to do about a medium that is damaged behind its header, so that it is found when its pack comes."""
 
 
 def _ignore(*_: object) -> None:
@@ -271,7 +273,10 @@ def _train_stage(work: Work, index: int, loop: StageLoop, out: Path, hooks: Hook
     hooks.on_stage(stage, loop)
     with (out / METRICS).open("a", encoding="utf-8") as metrics:
         while loop.step < len(loop.steps):
-            done = loop.take_step()
+            try:
+                done = loop.take_step()
+            except (PictureError, VideoError) as error:
+                raise type(error)(f"{error}; {DAMAGED}") from None
             metrics.write(json.dumps(done.as_dict(stage.name)) + "\n")
             metrics.flush()
             hooks.on_step(stage, done, len(loop.steps))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from opsin.cli import app
 from opsin.core.errors import DataError, PictureError
 from opsin.train.recipe import load_recipe
-from opsin.train.run import start
+from opsin.train.run import resume, start
 from tests.support.mixture import tiny_recipe, write_tiny_mixture
 
 RECORD_FILES = ("captions.json", "shapes.jsonl", "pairs.parquet", "videos.jsonl", "texts.jsonl")
@@ -89,3 +89,15 @@ def test_check_plan_and_training_name_the_same_samples(folder: Path, recipe: Pat
         start(load_recipe(recipe, ["skip_bad=true"]), folder / "run")
     skipped = (folder / "run" / "skipped.txt").read_text(encoding="utf-8").splitlines()
     assert named(skipped) == planned
+
+
+def test_a_run_that_met_a_damaged_picture_goes_on_when_it_is_replaced(tmp_path: Path) -> None:
+    data = write_tiny_mixture(tmp_path)
+    recipe = load_recipe(tiny_recipe(tmp_path), ["stages.1.data.1.number=6"])
+    picture = sorted((data / "shapes").iterdir())[0]
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PictureError, match=f"{picture.name}: .*data check FILE --decode.*--resume"):
+        start(recipe, tmp_path / "run")
+    picture.write_bytes(whole)
+    assert resume(tmp_path / "run").name.endswith("-done")
