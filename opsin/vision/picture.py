@@ -36,6 +36,10 @@ MIN_SIDE = 2
 MAX_ASPECT = 200
 ROTATED_BY_EXIF = frozenset({5, 6, 7, 8})
 EXIF_ORIENTATION = 0x0112
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MOST_CHUNKS = 20_000
+"""Chunks of a PNG that are looked at: more than a picture of the size limit has."""
+
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
@@ -162,7 +166,33 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
             ) from None
         with image:
             check_size(picture.name, image.height, image.width)
+            with suppress(*DECODER_ERRORS):  # an unreadable EXIF block is ignored by exif_transpose as well
+                _read_exif(image, stream)
             yield image
+
+
+def _read_exif(image: Image.Image, stream: BinaryIO) -> None:
+    """Let Pillow read the EXIF block now and keep it; of a PNG its own way is to decode all of the pixels first."""
+    if image.format == "PNG" and "exif" not in image.info and (block := _late_exif(stream)):
+        image.info["exif"] = b"Exif\0\0" + block
+    Image.Image.getexif(image)
+
+
+def _late_exif(stream: BinaryIO) -> bytes:
+    """The EXIF block of a PNG if it stands behind the pixels: found by going from chunk to chunk."""
+    start = stream.tell()
+    try:
+        stream.seek(len(PNG_SIGNATURE))
+        for _ in range(MOST_CHUNKS):
+            length, kind = struct.unpack(">I4s", stream.read(8))
+            if kind == b"eXIf":
+                return stream.read(length)
+            stream.seek(length + 4, io.SEEK_CUR)  # and its checksum
+    except struct.error:  # the end of the file
+        pass
+    finally:
+        stream.seek(start)
+    return b""
 
 
 def picture_size(picture: Picture) -> PictureSize:
@@ -172,10 +202,7 @@ def picture_size(picture: Picture) -> PictureSize:
         PictureError: the picture cannot be opened or is over a limit.
     """
     with _opened(picture) as image:
-        try:
-            rotated = image.getexif().get(EXIF_ORIENTATION) in ROTATED_BY_EXIF
-        except DECODER_ERRORS:
-            rotated = False  # an unreadable EXIF block is ignored by exif_transpose as well
+        rotated = Image.Image.getexif(image).get(EXIF_ORIENTATION) in ROTATED_BY_EXIF
         height, width = (image.width, image.height) if rotated else (image.height, image.width)
         return PictureSize(height, width, animated=_animated(image))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from opsin.core.errors import PictureError
 from opsin.core.types import Picture
@@ -258,3 +258,31 @@ def test_floating_point_pixels_have_no_range() -> None:
     stream = io.BytesIO()
     Image.new("F", (4, 4), 0.5).save(stream, format="TIFF")
     assert refusal(Picture(data=stream.getvalue())) == NOT_AN_IMAGE  # no format of the policy holds them
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.effect_noise((400, 300), 60).save(path)
+
+    def decoded(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded)
+    assert picture_size(Picture(path=path)) == PictureSize(300, 400)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_png_may_be_rotated_by_a_block_on_either_side_of_its_pixels(tmp_path: Path, late: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = io.BytesIO()
+    Image.effect_noise((40, 30), 60).save(whole, "PNG", exif=exif)
+    content = whole.getvalue()
+    start = content.index(b"eXIf") - 4
+    length = struct.unpack(">I", content[start : start + 4])[0] + 12
+    block, rest = content[start : start + length], content[:start] + content[start + length :]
+    at = len(rest) - 12 if late else rest.index(b"IDAT") - 4
+    path = tmp_path / "a.png"
+    path.write_bytes(rest[:at] + block + rest[at:])
+    assert picture_size(Picture(path=path)) == PictureSize(40, 30)
+    assert open_picture(Picture(path=path)).size == (30, 40)
