@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 IDENTITY = 1
 """Raised when a format is read in another way, so that what was derived from it before is not used."""
 
+PLACES = ("path", "shards", "splits", "image_root")
+"""Fields of sources that say where something lies."""
+
 Counts = Counter[str]
 """What a reader did, by name: conversations, turns, pictures, clips, leading gpt turns dropped."""
 
@@ -147,11 +150,25 @@ class RecordSource(Portion):
         Raises:
             DataError: a file is not there, has changed, or cannot be read.
         """
-        contents = {}
+        places = self.model_dump(mode="json", include=set(PLACES))
+        return sha256_bytes(json.dumps([self.content(), list(map(str, self.files)), places], sort_keys=True).encode())
+
+    def content(self) -> str:
+        """A name for what the files hold and how they are read, wherever they lie.
+
+        Files of records count by their bytes; Parquet files and shards, which hold media, by their time and index.
+
+        Raises:
+            DataError: a file is not there, has changed, or cannot be read.
+        """
         for path, state in self.states.items():
-            contents[str(path)] = self._content(path, state)
             check_unchanged(path, state)
-        options = self.model_dump(mode="json", exclude=set(Portion.model_fields))
+        return self._whole_content
+
+    @cached_property
+    def _whole_content(self) -> str:
+        contents = [self._content(path, state) for path, state in self.states.items()]
+        options = self.model_dump(mode="json", exclude={*Portion.model_fields, *PLACES})
         return sha256_bytes(json.dumps([IDENTITY, options, contents], sort_keys=True).encode())
 
     def conversation(self, record: Record, counts: Counts) -> Conversation:

@@ -73,7 +73,7 @@ def read_stage(
 def mixture_digest(stage: Stage) -> str:
     """A hash of the contents of a stage's sources and of how much an epoch takes of each."""
     portions = [source.model_dump_json(include=set(Portion.model_fields)) for source in stage.data]
-    contents = [source.identity() for source in stage.data]
+    contents = [source.content() for source in stage.data]
     return sha256_bytes("\n".join([*stage.sources, *portions, *contents]).encode())
 
 

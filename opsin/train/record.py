@@ -45,7 +45,7 @@ def read_record(out: Path) -> Recipe:
         raise TrainError(f"{path}: changed since the run began; a resumed run must keep its recipe: start a new run")
     for stage in recipe.stages:
         for name, source in stage.sources.items():
-            if data.get(stage.name, {}).get(name) != source.identity():
+            if data.get(stage.name, {}).get(name) != source.content():
                 raise TrainError(f"{source.path}: changed since the run began; a resumed run must see the same data")
     return recipe
 
@@ -86,7 +86,7 @@ def _recipe_digest(recipe: Recipe) -> str:
 
 def _mixtures(recipe: Recipe) -> dict[str, dict[str, str]]:
     """For every stage its sources' contents, by their names, each as a hash."""
-    return {stage.name: {name: source.identity() for name, source in stage.sources.items()} for stage in recipe.stages}
+    return {stage.name: {name: source.content() for name, source in stage.sources.items()} for stage in recipe.stages}
 
 
 def _provenance(recipe: Recipe) -> dict[str, Any]:

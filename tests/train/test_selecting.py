@@ -164,3 +164,9 @@ def test_a_stage_may_have_a_resolution_of_its_own(tmp_path: Path) -> None:
 def test_a_stage_ends_after_its_steps(tmp_path: Path) -> None:
     value = stage(texts(tmp_path, "a", 40), steps=2)
     assert len(plan_steps(read(tmp_path, value), value, 0)) == 2
+
+
+def test_the_mixtures_hash_does_not_depend_on_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    here, there = texts(tmp_path, "a", 3), texts(tmp_path / "other", "a", 3)
+    assert mixture_digest(stage(here)) == mixture_digest(stage(there))
