@@ -39,7 +39,9 @@ def inspect(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes: model.template.kind=plain")] = None,
     out: Annotated[Path | None, typer.Option(help="Write an HTML page; by default it is shown here.")] = None,
     stage: Annotated[str | None, typer.Option(help="Of a recipe: only this stage.")] = None,
-    samples: Annotated[int, typer.Option(min=1, max=1000, help="How many (of each stage), spread evenly.")] = SHOWN,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="How many (of each stage), of every source and kind.")
+    ] = SHOWN,
     ids: Annotated[list[str] | None, typer.Option("--id", help="Show this sample; may be repeated.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Of a data file: where media lie.")] = None,
     model: Annotated[
@@ -101,7 +103,7 @@ def _view(
     recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int, on_progress: Progress
 ) -> StageView:
     """A stage's data as training will take it; what it would refuse is listed instead of raised."""
-    from opsin.report.stage_view import StageView, named, spread
+    from opsin.report.stage_view import StageView, named, varied
     from opsin.train.data import plan_steps, read_stage
 
     data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True, on_progress=on_progress)
@@ -116,7 +118,7 @@ def _view(
         dropped=data.found.dropped,
         shortened=data.found.shortened,
         notes=data.found.notes,
-        chosen=named(data.examples, ids) if ids else spread(len(data.examples), samples),
+        chosen=named(data.examples, ids) if ids else varied(data.examples, samples),
     )
 
 
@@ -169,7 +171,7 @@ def _as_seen(
     from opsin.checkpoint.prepare import preparation
     from opsin.data.corpus import Corpus, Part
     from opsin.data.index import index_of
-    from opsin.report.stage_view import StageView, named, spread
+    from opsin.report.stage_view import StageView, named, varied
     from opsin.text.tokenizer import Tokenizer
 
     prepare = preparation(config, Tokenizer.load(config.language.tokenizer_path))
@@ -180,7 +182,7 @@ def _as_seen(
         examples=examples,
         patch=config.encoder.patch_size,
         refused=index.problems,
-        chosen=named(examples, ids) if ids else spread(len(examples), samples),
+        chosen=named(examples, ids) if ids else varied(examples, samples),
     )
 
 

@@ -25,7 +25,8 @@ def lines(stage: StageView) -> Iterator[Text]:
     full = f", {sum(fill) / len(fill):.1%} full" if fill else ""
     packs = "" if stage.budget is None else f", {len(fill):,} packs{full}"
     yield Text(f"{_name(stage)}: {len(stage.examples):,} samples{packs}", style="bold")
-    yield Text(f"  {stage.tokens:,} tokens = {text:,} text + {stage.visual:,} visual; {stage.learned:,} learned")
+    told = f"{stage.tokens:,} tokens, each sample once = {text:,} text + {stage.visual:,} visual"
+    yield Text(f"  {told}; {stage.learned:,} learned")
     yield from _sources(stage)
     for note in stage.notes:
         yield Text(f"  note: {printable(note)}")

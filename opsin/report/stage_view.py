@@ -143,6 +143,23 @@ class StageView:
         return None
 
 
+def varied(examples: Corpus, most: int) -> list[int]:
+    """At most `most` samples, in order: of every source and kind as many as of any other, as far as there are."""
+    groups: dict[tuple[str, int], list[np.ndarray]] = {}
+    for number, part in enumerate(examples.parts):
+        for kind in np.unique(part.costs.kinds).tolist():
+            own = examples.first(number) + np.flatnonzero(part.costs.kinds == kind)
+            groups.setdefault((part.name, kind), []).append(own)
+    samples = [np.concatenate(parts) for parts in groups.values()]
+    shown = [0] * len(samples)
+    for place in spread(len(samples), most):
+        shown[place] = 1
+    while sum(shown) < min(most, sum(map(len, samples))):
+        rest = [place for place, own in enumerate(samples) if shown[place] < len(own)]
+        shown[min(rest, key=lambda place: shown[place])] += 1
+    return sorted(int(own[i]) for own, count in zip(samples, shown, strict=True) for i in spread(len(own), count))
+
+
 def spread(count: int, most: int) -> list[int]:
     """At most `most` of so many samples, spread evenly over them."""
     return [i * count // most for i in range(most)] if count > most else list(range(count))
