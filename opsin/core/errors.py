@@ -30,14 +30,16 @@ class RecipeError(OpsinError):
 
 
 class DataError(OpsinError):
-    """One or more records that cannot be used; each problem starts with file:line."""
+    """One or more records that cannot be used; each problem starts with file:line. `advice` says what to do."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], advice: str = "") -> None:
         self.problems = tuple(problems)
+        self.advice = advice
         shown = self.problems[:50]
         more = len(self.problems) - len(shown)
         tail = [f"... and {more} more"] if more else []
         count = len(self.problems)
+        tail += [advice] if advice else []
         super().__init__("\n".join([f"{count} problem{'s' if count != 1 else ''} in the data", *shown, *tail]))
 
 
@@ -47,6 +49,18 @@ class PictureError(OpsinError):
 
 class VideoError(OpsinError):
     """A video that cannot be opened or decoded, or that the media policy refuses."""
+
+
+class DamagedError(OpsinError):
+    """A medium with a good header that cannot be decoded: found only in training, which may leave its sample out."""
+
+
+class DamagedPictureError(PictureError, DamagedError):
+    """A picture that is damaged behind its header."""
+
+
+class DamagedVideoError(VideoError, DamagedError):
+    """A video that is damaged behind its header, or ends before its header says so."""
 
 
 class LoaderError(OpsinError):

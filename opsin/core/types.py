@@ -266,6 +266,8 @@ class Batch:
       -1 for none
     - `pixels_X` uint8: the media's pixels one after the other, or None when there are none or `features_PC` is given
     - `features_PC`: cached output of a frozen encoder, in place of `pixels_X`
+    - `skipped`: one line for every sample of the pack that is left out, because a medium of it is damaged; a batch of
+      which nothing is left has no documents
     """
 
     tokens_T: Tensor
@@ -279,8 +281,14 @@ class Batch:
     ids: tuple[str, ...]
     pixels_X: Tensor | None = None
     features_PC: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         """All tokens, visual ones included."""
         return sum(self.lengths)
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that are learned."""
+        return int((self.targets_T != IGNORE_INDEX).sum())

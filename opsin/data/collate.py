@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opsin.core.errors import DataError, PictureError, VideoError
+from opsin.core.errors import DamagedError, DataError, PictureError, VideoError
 from opsin.core.types import IGNORE_INDEX, Batch, Clip, Example, Layout, Medium
 from opsin.data.example import Preparation, Seen
 from opsin.vision.picture import open_picture
@@ -20,12 +20,19 @@ from opsin.vision.video import read_frames
 TENSORS = ("tokens_T", "targets_T", "positions_AT", "visual_N", "seen_T", "pixels_X", "features_PC")
 """Fields of a batch that are tensors; the last two may be None."""
 
+NOTHING = np.empty(0, dtype=np.int64)
+"""What stands before the first document, so that a pack of none can be laid out too."""
+
 
 class Features(Protocol):
     """Cached features of a frozen encoder."""
 
     def get(self, seen: Sequence[Seen]) -> Tensor:
-        """Features (P, C) of media, one after the other, that were computed before."""
+        """Features (P, C) of media, one after the other, that were computed before.
+
+        Raises:
+            DamagedError: those of a medium could not be computed.
+        """
         ...
 
 
@@ -33,7 +40,8 @@ def medium_pixels(medium: Medium, layout: Layout, preparation: Preparation) -> n
     """Decode one medium to what the encoder takes: uint8 (frames, 3, *canvas).
 
     Raises:
-        PictureError, VideoError: it cannot be decoded, or is not what the layout was made for.
+        DamagedError: it cannot be decoded.
+        PictureError, VideoError: it cannot be read, or is not what the layout was made for.
     """
     return preparation.resolution.pixels(_images(medium, layout), layout, preparation.mean)
 
@@ -60,37 +68,48 @@ def collate(
     features: Features | None = None,
     *,
     opening: Callable[[int], None] | None = None,
+    skip_bad: bool = False,
 ) -> Batch:
     """Lay examples out as one flat pack; `opening` is told the place of each example before its media are decoded.
 
+    With `skip_bad`, examples with a medium that is damaged are left out, each named in the batch's `skipped`.
+
     Raises:
-        OpsinError: a medium cannot be decoded, or the places of an example are not those of its layouts; the sample is
-            named.
+        DamagedError: a medium cannot be decoded, unless `skip_bad`.
+        OpsinError: a medium cannot be read or is another one by now, or the places of an example are not those of its
+            layouts; the sample is named.
     """
-    for example in examples:
+    kept: list[Example] = []
+    opened: list[Tensor] = []
+    skipped: list[str] = []
+    for place, example in enumerate(examples):
         _check_places(example, preparation)
-    tokens = np.concatenate([example.tokens_T for example in examples])
-    targets = np.concatenate([_targets(example) for example in examples])
-    visual = np.concatenate([example.visual_T for example in examples])
-    seen_T, sights = _sights(examples)
-    seen = [pair for example in examples for pair in example.seen]
-    pixels_X = features_PC = None
-    if seen and features is not None:
-        features_PC = features.get(seen)
-    elif seen:
-        pixels_X = torch.from_numpy(np.concatenate(list(_pixels(examples, preparation, opening))))
+        if opening is not None:
+            opening(place)
+        try:
+            opened += _opened(example, preparation, features)
+            kept.append(example)
+        except DamagedError as error:
+            if not skip_bad:
+                raise
+            skipped.append(str(error))
+    seen_T, sights = _sights(kept)
+    visual_X = torch.cat(opened) if opened else None
     return Batch(
-        tokens_T=torch.from_numpy(tokens),
-        targets_T=torch.from_numpy(targets),
-        positions_AT=torch.from_numpy(np.concatenate([example.positions_AT for example in examples], axis=1)),
-        lengths=tuple(example.num_tokens for example in examples),
-        visual_N=torch.from_numpy(np.flatnonzero(visual)),
+        tokens_T=torch.from_numpy(np.concatenate([NOTHING, *(example.tokens_T for example in kept)])),
+        targets_T=torch.from_numpy(np.concatenate([NOTHING, *map(_targets, kept)])),
+        positions_AT=torch.from_numpy(
+            np.concatenate([preparation.positions.ids(0, []), *(example.positions_AT for example in kept)], axis=1)
+        ),
+        lengths=tuple(example.num_tokens for example in kept),
+        visual_N=torch.from_numpy(np.flatnonzero(np.concatenate([NOTHING, *(example.visual_T for example in kept)]))),
         seen_T=torch.from_numpy(seen_T),
         sights=sights,
-        layouts=tuple(layout for example in examples for layout in example.layouts),
-        ids=tuple(example.id for example in examples),
-        pixels_X=pixels_X,
-        features_PC=features_PC,
+        layouts=tuple(layout for example in kept for layout in example.layouts),
+        ids=tuple(example.id for example in kept),
+        pixels_X=visual_X if features is None else None,
+        features_PC=None if features is None else visual_X,
+        skipped=tuple(skipped),
     )
 
 
@@ -118,7 +137,7 @@ def _sights(examples: Sequence[Example]) -> tuple[np.ndarray, tuple[int, ...]]:
 
     Media that stand at one place are one sight: no token stands between them that could see the first alone.
     """
-    rows: list[np.ndarray] = []
+    rows = [NOTHING]
     sights: list[int] = []
     for example in examples:
         at: dict[int, int] = {}
@@ -130,17 +149,20 @@ def _sights(examples: Sequence[Example]) -> tuple[np.ndarray, tuple[int, ...]]:
     return np.concatenate(rows).astype(np.int64), tuple(sights)
 
 
-def _pixels(
-    examples: Sequence[Example], preparation: Preparation, opening: Callable[[int], None] | None
-) -> Iterator[np.ndarray]:
-    """The bytes of every medium, in reading order, example by example."""
-    for place, example in enumerate(examples):
-        if opening is not None:
-            opening(place)
-        try:
-            yield from (medium_pixels(medium, layout, preparation).reshape(-1) for medium, layout in example.seen)
-        except (PictureError, VideoError) as error:
-            raise type(error)(f"{example.name} {error}") from None
+def _opened(example: Example, preparation: Preparation, features: Features | None) -> list[Tensor]:
+    """The bytes of every medium, in reading order, or what is cached of them.
+
+    Raises:
+        DamagedError, PictureError, VideoError: a medium cannot be decoded, or not be read; the sample is named.
+    """
+    if not example.seen:
+        return []
+    try:
+        if features is not None:
+            return [features.get(example.seen)]
+        return [torch.from_numpy(medium_pixels(*pair, preparation).reshape(-1)) for pair in example.seen]
+    except (DamagedError, PictureError, VideoError) as error:
+        raise type(error)(f"{example.name} {error}") from None
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -54,6 +54,7 @@ class Loader(Iterator[Batch]):
       number of workers is: with cached features there is nothing to decode.
     - `timeout`: seconds that a worker may take for one sample before it counts as hung; only workers are watched
     - `name_of`: names a sample by its index in messages. It must not open the sample, which may be what hangs.
+    - `skip_bad`: leave out samples with a medium that is damaged; a batch names its own, and can be without documents
 
     Workers start with the loader and end with `close`, with the last batch, with an error, or with the loader itself.
     """
@@ -68,8 +69,9 @@ class Loader(Iterator[Batch]):
         timeout: float = 120.0,
         features: Features | None = None,
         name_of: Callable[[int], str] = "sample number {}".format,
+        skip_bad: bool = False,
     ) -> None:
-        self._maker = Maker(examples, preparation, packs, features, name_of)
+        self._maker = Maker(examples, preparation, packs, features, name_of, skip_bad)
         self._timeout = timeout
         self._taken = 0
         self._held = Held()

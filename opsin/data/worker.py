@@ -61,7 +61,7 @@ class Held:
 class Maker:
     """Makes the batch of a pack: the same in a worker and in the process itself.
 
-    `name_of` names a sample by its index without opening it.
+    `name_of` names a sample by its index without opening it; `skip_bad` is that of `collate`.
     """
 
     examples: Sequence[Example]
@@ -69,6 +69,7 @@ class Maker:
     packs: Sequence[Pack]
     features: Features | None
     name_of: Callable[[int], str]
+    skip_bad: bool
 
     def batch(self, number: int, held: Held) -> Batch:
         """The batch of pack `number`, with every sample noted in `held` before it is touched.
@@ -87,6 +88,7 @@ class Maker:
                 self.preparation,
                 self.features,
                 opening=lambda position: held.set(Place(number, position, stage=1)),
+                skip_bad=self.skip_bad,
             )
         except OpsinError:
             raise
@@ -137,6 +139,8 @@ def send(connection: Connection, batch: Batch) -> None:
     with os.fdopen(os.memfd_create("batch"), "wb") as memory:
         for array in arrays.values():  # the pixels last, so that the integers before them are aligned
             memory.write(np.ascontiguousarray(array).data)
+        if not memory.tell():  # of a batch without documents: no memory of zero bytes can be mapped
+            memory.write(b"\0")
         memory.flush()
         connection.send((facts, [(name, array.dtype.str, array.shape) for name, array in arrays.items()]))
         send_handle(connection, memory.fileno(), None)

@@ -57,7 +57,7 @@ class RunFacts:
 
 
 def read_steps(path: Path) -> dict[str, list[Step]]:
-    """The steps of metrics.jsonl, by stage, in order.
+    """The steps of metrics.jsonl, by stage, in order, but for those of which no sample was left.
 
     Raises:
         OpsinError: the file is missing or a line, other than a half-written last one, cannot be read.
@@ -69,7 +69,10 @@ def read_steps(path: Path) -> dict[str, list[Step]]:
     stages: dict[str, list[Step]] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            step = _step(json.loads(line))
+            value = json.loads(line)
+            if value["loss"] is None:
+                continue
+            step = _step(value)
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break  # a killed run can leave its last line half written

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opsin.core.errors import OpsinError
+from opsin.core.errors import DamagedError, OpsinError
 from opsin.core.files import home, replacing, sha256_bytes, sha256_file
 from opsin.core.types import Clip, Medium, Picture
 from opsin.data.collate import medium_pixels
@@ -67,10 +67,16 @@ class FeatureCache:
         ) / f"{encoder_digest(model, preparation.resolution)[:16]}.safetensors"
         self._dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
         self._rows: dict[str, Tensor] = {}
+        self._damaged: dict[str, str] = {}
         self._digests: dict[Medium, str] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def damaged(self) -> int:
+        """Media that `add` could not decode."""
+        return len(self._damaged)
 
     def load(self) -> None:
         """Read what an earlier run computed.
@@ -99,32 +105,51 @@ class FeatureCache:
             self.path.unlink()
 
     def add(self, seen: Iterable[Seen], on_progress: Progress = lambda _done, _all: None) -> int:
-        """Compute what is not there yet and save; returns how many media were computed."""
+        """Compute what is not there yet and save; returns how many media were computed.
+
+        Media that are damaged are told by `get`, to whom needs them.
+        """
         missing: dict[str, Seen] = {}
         for pair in seen:
             key = self._key(pair)
             if key not in self._rows:
                 missing[key] = pair
-        done = 0
+        before, done = len(self), 0
         for part in _batches(missing):
-            self._rows |= zip(part, self._encode([missing[key] for key in part]), strict=True)
+            self._encode({key: missing[key] for key in part})
             done += len(part)
             on_progress(done, len(missing))
-        if missing:
+        if len(self) > before:
             self._save()
-        return len(missing)
+        return len(self) - before
 
     def get(self, seen: Sequence[Seen]) -> Tensor:
-        """Features (P, C) of media, one after the other, that were added before."""
-        return torch.cat([self._rows[self._key(pair)] for pair in seen])
+        """Features (P, C) of media, one after the other, that were added before.
 
-    def _encode(self, seen: Sequence[Seen]) -> list[Tensor]:
-        layouts = [layout for _, layout in seen]
-        pixels_X = np.concatenate([medium_pixels(*pair, self._preparation).reshape(-1) for pair in seen])
+        Raises:
+            DamagedError: one of them cannot be decoded.
+        """
+        keys = [self._key(pair) for pair in seen]
+        for key in keys:
+            if key in self._damaged:
+                raise DamagedError(self._damaged[key])
+        return torch.cat([self._rows[key] for key in keys])
+
+    def _encode(self, seen: Mapping[str, Seen]) -> None:
+        pixels: dict[str, np.ndarray] = {}
+        for key, pair in seen.items():
+            try:
+                pixels[key] = medium_pixels(*pair, self._preparation).reshape(-1)
+            except DamagedError as error:
+                self._damaged[key] = str(error)
+        if not pixels:
+            return
+        layouts = [seen[key][1] for key in pixels]
+        pixels_X = torch.from_numpy(np.concatenate(list(pixels.values()))).to(self._model.device)
         with torch.no_grad(), self._model.computing():
-            features_PC = self._model.encoder(torch.from_numpy(pixels_X).to(self._model.device), layouts)
+            features_PC = self._model.encoder(pixels_X, layouts)
         rows = features_PC.to(self._dtype).cpu().split([layout.patches for layout in layouts])
-        return [row.clone() for row in rows]
+        self._rows |= {key: row.clone() for key, row in zip(pixels, rows, strict=True)}
 
     def _key(self, pair: Seen) -> str:
         """What decides the features: the medium's bytes, and what is cut from it (the file's name has all the rest)."""

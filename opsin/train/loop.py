@@ -26,20 +26,24 @@ from opsin.train.stream import packs_from
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one optimiser step did."""
+    """What one optimiser step did; without a loss, that nothing was left of its packs and no weight was changed.
+
+    `skipped`: samples of its packs that were left out, because a medium of them is damaged.
+    """
 
     step: int
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     rates: dict[str, float]
     tokens: int
     supervised: int
     pictures: int
     seconds: float
+    skipped: int = 0
 
     def as_dict(self, stage: str) -> dict[str, Any]:
         """One line of metrics.jsonl."""
-        return {
+        line = {
             "stage": stage,
             "step": self.step,
             "loss": self.loss,
@@ -50,11 +54,15 @@ class StepMetrics:
             "pictures": self.pictures,
             "seconds": round(self.seconds, 4),
         }
+        return line | ({"skipped": self.skipped} if self.skipped else {})
 
 
 @dataclass
 class StageLoop:
-    """Everything a stage needs to take its steps; `step` is the next one to take."""
+    """Everything a stage needs to take its steps; `step` is the next one to take.
+
+    With `skip_bad`, samples with a medium that is damaged are left out; `on_bad` is told the step (from 1) and which.
+    """
 
     model: Vlm
     stage: Stage
@@ -64,55 +72,66 @@ class StageLoop:
     features: Features | None = None
     step: int = 0
     on_audit: Callable[[Audit], None] = field(default=lambda _audit: None)
+    skip_bad: bool = False
+    on_bad: Callable[[int, str], None] = field(default=lambda _step, _line: None)
+    _audited: bool = False
     _seen_pictures: bool = False
     _loader: Loader | None = None
 
     def take_step(self) -> StepMetrics:
-        """One optimiser step.
+        """One optimiser step; none if nothing is left of its packs, but it is counted all the same.
 
         The loss is the sum over the supervised tokens of all the step's packs, divided by their number, so it does not
         depend on how they are packed.
 
         Raises:
+            DamagedError: a medium of a sample cannot be decoded, unless `skip_bad`.
             TrainError: the audit fails, or the loss or a gradient is not finite (the samples are named).
         """
         started = time.perf_counter()
-        packs = self.steps[self.step]
-        supervised = sum(pack.supervised for pack in packs)
-        total, pictures = 0.0, 0
-        ids: list[str] = []
-        for _ in packs:
-            batch = self._batch()
-            ids += batch.ids
-            pictures += len(batch.layouts)
-            loss = self.loss(batch)
-            total += loss.item()
-            if not math.isfinite(total):
-                raise self._not_finite("loss", total, ids)
-            if loss.requires_grad:  # text alone reaches no weight of a stage that trains the connector only
-                (loss / supervised).backward()  # type: ignore[no-untyped-call]
-        if self.step == 0 or (pictures and not self._seen_pictures):
-            self.on_audit(audit_gradients(self.model, self.stage, self.optimiser, pictures=pictures > 0))
-            self._seen_pictures = pictures > 0
-        norm = nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.grad is not None], self.stage.clip
-        ).item()
-        if not math.isfinite(norm):
-            raise self._not_finite("gradient norm", norm, ids)
+        made = [self._batch() for _ in self.steps[self.step]]  # all of them: what is left of them divides the loss
+        skipped = [line for batch in made for line in batch.skipped]
+        for line in skipped:
+            self.on_bad(self.step + 1, line)
+        batches = [batch for batch in made if batch.lengths]
+        loss, norm = self._learn(batches) if batches else (None, None)
         rates = set_rates(self.optimiser, rate_factor(self.step, len(self.steps), self.stage.warmup))
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        if batches:
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         return StepMetrics(
             step=self.step,
-            loss=total / supervised,
+            loss=loss,
             grad_norm=norm,
             rates=rates,
-            tokens=sum(pack.tokens for pack in packs),
-            supervised=supervised,
-            pictures=pictures,
+            tokens=sum(batch.num_tokens for batch in batches),
+            supervised=sum(batch.num_supervised for batch in batches),
+            pictures=sum(len(batch.layouts) for batch in batches),
             seconds=time.perf_counter() - started,
+            skipped=len(skipped),
         )
+
+    def _learn(self, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Loss of a step and the norm of its gradients, which are audited, clipped and left at the parameters."""
+        supervised = sum(batch.num_supervised for batch in batches)
+        pictures = any(batch.layouts for batch in batches)
+        total = 0.0
+        for count, batch in enumerate(batches, start=1):
+            loss = self.loss(to_device(batch, self.model.device))
+            total += loss.item()
+            if not math.isfinite(total):
+                raise self._not_finite("loss", total, batches[:count])
+            if loss.requires_grad:  # text alone reaches no weight of a stage that trains the connector only
+                (loss / supervised).backward()  # type: ignore[no-untyped-call]
+        if not self._audited or (pictures and not self._seen_pictures):
+            self.on_audit(audit_gradients(self.model, self.stage, self.optimiser, pictures=pictures))
+            self._audited, self._seen_pictures = True, pictures
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.stage.clip).item()
+        if not math.isfinite(norm):
+            raise self._not_finite("gradient norm", norm, batches)
+        return total / supervised, norm
 
     def close(self) -> None:
         """End the worker processes, if there are any."""
@@ -130,15 +149,17 @@ class StageLoop:
                 timeout=self.stage.worker_timeout,
                 features=self.features,
                 name_of=self.data.examples.name,
+                skip_bad=self.skip_bad,
             )
-        return to_device(next(self._loader), self.model.device)
+        return next(self._loader)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropies at the batch's supervised positions."""
         with self.model.computing():
             return supervised_loss(self.model(batch), self.model.decoder.head_weight, batch.targets_T)
 
-    def _not_finite(self, what: str, value: float, ids: list[str]) -> TrainError:
+    def _not_finite(self, what: str, value: float, batches: Sequence[Batch]) -> TrainError:
+        ids = [name for batch in batches for name in batch.ids]
         return TrainError(
             f"stage {self.stage.name!r}, step {self.step + 1}: the {what} is {value}; the weights are unchanged and "
             f"nothing was saved. Samples of the step: {', '.join(ids[:50])}. Lower the learning rate, or look at them"

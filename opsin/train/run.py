@@ -3,7 +3,7 @@
 RUN/recipe.json      the resolved recipe
 RUN/run.json         versions, git state, hashes of the data files and of what their samples cost
 RUN/metrics.jsonl    one line a step
-RUN/skipped.txt      records that skip_bad left out, samples that were too long, and why
+RUN/skipped.txt      records and damaged media that skip_bad left out, samples that were too long, and why
 RUN/shortened.txt    samples that too_long made shorter, and how
 RUN/checkpoints/     00-align-000000120/ ...
 """
@@ -11,11 +11,10 @@ RUN/checkpoints/     00-align-000000120/ ...
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
-from opsin.core.errors import DataError, PictureError, TrainError, VideoError
-from opsin.core.files import sha256_bytes, write_json, write_text
+from opsin.core.errors import DamagedError, DataError, TrainError
+from opsin.core.files import sha256_bytes, write_json
+from opsin.data.corpus import Corpus
 from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
 from opsin.model.lora import merge_lora, require_peft
@@ -32,6 +32,7 @@ from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.features import FeatureCache
+from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affected, name_damaged, tell_damaged
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser, store_parts
 from opsin.train.recipe import Recipe, Stage
@@ -40,9 +41,10 @@ from opsin.train.warm_start import warm_start
 
 OPTIMISER = "optimiser.safetensors"
 METRICS = "metrics.jsonl"
-SKIPPED = "skipped.txt"
-SHORTENED = "shortened.txt"
-DAMAGED = "`opsin data check FILE --decode` finds all such files; replace them, then begin again, or --resume the run"
+DAMAGED = (
+    "`opsin data check FILE --decode` finds all such files; replace them, then begin again, or --resume the run; a run "
+    "with --skip-bad leaves them out"
+)
 """What to do about a medium that is damaged behind its header, so that it is found when its pack comes."""
 
 
@@ -84,8 +86,10 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
     work = _read_work(recipe, 0, hooks)
     out.mkdir(parents=True, exist_ok=True)
     write_record(recipe, out, work.samples())
-    _name_affected(work, out, hooks)
-    (out / METRICS).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    for name in (METRICS, SKIPPED, SHORTENED):  # of a run that ended before its first checkpoint
+        (out / name).unlink(missing_ok=True)
+    for index, data in work.data.items():
+        name_affected(out, recipe.stages[index].name, data, hooks.on_line)
     torch.manual_seed(recipe.seed)
     model = _first_model(recipe).to(_device(recipe))
     model.precision = recipe.precision
@@ -120,6 +124,7 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
     stage = recipe.stages[position.stage]
     hooks.on_line(f"resuming at stage {stage.name!r}, step {position.step + 1}")
     forget_metrics(out, recipe, position.stage, position.step)
+    forget_damaged(out, [stage.name for stage in recipe.stages], position.stage, position.step)
     for path in candidates(out / CHECKPOINTS):
         if path.name > folder.name:  # skipped above; the run is about to make this checkpoint again
             set_aside(path)
@@ -152,6 +157,7 @@ def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
     data: dict[int, StageData] = {}
     steps: dict[int, Sequence[tuple[Pack, ...]]] = {}
     problems: dict[str, None] = {}  # in order, and once: stages can share a file
+    advice = ""
     for index in range(first, len(recipe.stages)):
         stage = recipe.stages[index]
         if any(plan.lora is not None for plan in stage.train.parts.values()):
@@ -163,30 +169,10 @@ def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
             steps[index] = plan_steps(data[index], stage, recipe.seed)
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
+            advice = advice or error.advice
     if problems:
-        raise DataError(list(problems))
+        raise DataError(list(problems), advice)
     return Work(recipe, tokenizer, data, steps)
-
-
-def _name_affected(work: Work, out: Path, hooks: Hooks) -> None:
-    """Say how many samples are left out or made shorter, and write down which and why."""
-    left: list[str] = []
-    shortened: list[str] = []
-    for index, data in work.data.items():
-        stage = work.recipe.stages[index].name
-        lost = (*data.found.refused, *data.found.dropped)
-        if lost:
-            used = f"stage {stage!r}: {len(data.examples):,} samples"
-            hooks.on_line(f"{used}; problems skipped: {len(lost):,}, see {out / SKIPPED}")
-        if data.found.shortened:
-            hooks.on_line(
-                f"stage {stage!r}: samples made shorter: {len(data.found.shortened):,}, see {out / SHORTENED}"
-            )
-        left += [f"{stage}: {line}\n" for line in lost]
-        shortened += [f"{stage}: {line}\n" for line in data.found.shortened]
-    for name, lines in ((SKIPPED, left), (SHORTENED, shortened)):
-        if lines:
-            write_text(out / name, "".join(lines))
 
 
 def _first_model(recipe: Recipe) -> Vlm:
@@ -215,7 +201,7 @@ def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path 
         prepare_parts(model, stage)
         if folder is not None:
             fill_model(model, folder)
-        loop = _build_loop(work, index, model, hooks)
+        loop = _build_loop(work, index, model, out, hooks)
         if folder is None and stage.warm_start is not None and loop.features is not None:
             done = warm_start(model, loop.data.examples, loop.features, stage.warm_start, recipe.seed)
             hooks.on_line(
@@ -228,17 +214,15 @@ def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path 
             folder = None
         with closing(loop):
             last = _train_stage(work, index, loop, out, hooks)
-        if stage.order == "stream":  # only now is known what was left out
-            _name_affected(work, out, hooks)
         hooks.after_stage(stage, model)
     return last
 
 
-def _build_loop(work: Work, index: int, model: Vlm, hooks: Hooks) -> StageLoop:
-    stage, data = work.recipe.stages[index], work.data[index]
+def _build_loop(work: Work, index: int, model: Vlm, out: Path, hooks: Hooks) -> StageLoop:
+    stage, data, skip_bad = work.recipe.stages[index], work.data[index], work.recipe.skip_bad
     for note in data.found.notes:
         hooks.on_line(f"stage {stage.name!r}: {note}")
-    features = _features(model, stage, data.examples, data.preparation, hooks) if stage.cache_features else None
+    features = _features(model, stage, data.examples, hooks, skip_bad=skip_bad) if stage.cache_features else None
     return StageLoop(
         model=model,
         stage=stage,
@@ -247,17 +231,32 @@ def _build_loop(work: Work, index: int, model: Vlm, hooks: Hooks) -> StageLoop:
         optimiser=build_optimiser(model, stage),
         features=features,
         on_audit=lambda audit: hooks.on_line(_audit_line(stage, audit)),
+        skip_bad=skip_bad,
+        on_bad=lambda step, line: name_damaged(out, stage.name, step, line, hooks.on_line),
     )
 
 
-def _features(model: Vlm, stage: Stage, examples: Any, prepare: Any, hooks: Hooks) -> FeatureCache:
-    cache = FeatureCache(model, prepare)
+def _features(model: Vlm, stage: Stage, examples: Corpus, hooks: Hooks, *, skip_bad: bool) -> FeatureCache:
+    cache = FeatureCache(model, examples.preparation)
     cache.load_or_forget(hooks.on_line)
     computed = cache.add((pair for example in examples for pair in example.seen), hooks.on_features)
+    if cache.damaged and not skip_bad:
+        raise DataError(list(_damaged(examples, cache)), DAMAGED)
+    damaged = f", {cache.damaged} are damaged" if cache.damaged else ""
     hooks.on_line(
-        f"stage {stage.name!r}: features of {computed} pictures computed, {len(cache) - computed} were cached"
+        f"stage {stage.name!r}: features of {computed} pictures computed, {len(cache) - computed} were cached{damaged}"
     )
     return cache
+
+
+def _damaged(examples: Corpus, cache: FeatureCache) -> Iterator[str]:
+    """What to say of every sample that has no features."""
+    for example in examples:
+        if example.seen:
+            try:
+                cache.get(example.seen)
+            except DamagedError as error:
+                yield f"{example.name} {error}"
 
 
 def _audit_line(stage: Stage, audit: Audit) -> str:
@@ -275,7 +274,7 @@ def _train_stage(work: Work, index: int, loop: StageLoop, out: Path, hooks: Hook
         while loop.step < len(loop.steps):
             try:
                 done = loop.take_step()
-            except (PictureError, VideoError) as error:
+            except DamagedError as error:
                 raise type(error)(f"{error}; {DAMAGED}") from None
             metrics.write(json.dumps(done.as_dict(stage.name)) + "\n")
             metrics.flush()
@@ -284,6 +283,9 @@ def _train_stage(work: Work, index: int, loop: StageLoop, out: Path, hooks: Hook
             if due:
                 _save(out, index, loop, work.tokenizer, lora, done=False)
                 _keep_newest(out, recipe.keep)
+    if stage.order == "stream":  # only now is known what was left out
+        name_affected(out, stage.name, work.data[index], hooks.on_line)
+    tell_damaged(out, stage.name, hooks.on_line)
     for part in lora:
         merge_lora(loop.model.part(part))
     loop.model.requires_grad_(requires_grad=False).eval()

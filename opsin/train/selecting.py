@@ -24,6 +24,9 @@ from opsin.train.recipe import Stage
 CONTENTS = frozenset({"conversations", "turns", "pictures", "clips"})
 """Counts of what a source holds; the others tell what was done to it."""
 
+ADVICE = "`opsin data check FILE ...` lists them; `opsin train RECIPE --skip-bad` trains without them"
+"""What to do about records that cannot be used."""
+
 
 @dataclass
 class Found:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's usual name)
 
-from opsin.core.errors import TrainError
+from opsin.core.errors import DamagedError, TrainError
 from opsin.core.types import Example, Layout
 from opsin.data.collate import Features
 from opsin.model.vlm import Vlm
@@ -57,9 +58,9 @@ class Captioned:
 
 
 def warm_start(
-    model: Vlm, examples: Sequence[Example], features: Features, settings: WarmStart, seed: int
+    model: Vlm, examples: Iterable[Example], features: Features, settings: WarmStart, seed: int
 ) -> WarmStarted:
-    """Fit the connector in place.
+    """Fit the connector in place. Samples whose picture is damaged are left out, as they are of the steps.
 
     Raises:
         TrainError: no sample has one picture and words that tell it from the others, or the model does not splice.
@@ -104,23 +105,32 @@ def _tokens(model: Vlm, data: Captioned, rows: Sequence[int], centre_D: Tensor) 
     return visual_ND, torch.stack(means)
 
 
-def _captioned(examples: Sequence[Example], features: Features, embeddings_VD: Tensor) -> Captioned:
-    captions = [(e, set(e.tokens_T[e.supervised_T].tolist())) for e in examples if len(e.media) == 1]
-    in_captions = Counter(word for _, words in captions for word in words)
+def _pictured(examples: Iterable[Example], features: Features) -> Iterator[tuple[Layout, Tensor, set[int]]]:
+    """Layout, features (P, C) and learned words of every sample of one medium."""
+    for example in examples:
+        if len(example.media) == 1:
+            with suppress(DamagedError):
+                words = set(example.tokens_T[example.supervised_T].tolist())
+                yield example.layouts[0], features.get(example.seen), words
+
+
+def _captioned(examples: Iterable[Example], features: Features, embeddings_VD: Tensor) -> Captioned:
+    captions = list(_pictured(examples, features))
+    in_captions = Counter(word for *_, words in captions for word in words)
     # A word of every caption (the article, the final mark) tells nothing: its weight is log(1) = 0.
     weights = {word: math.log(len(captions) / n) for word, n in in_captions.items() if n < len(captions)}
-    usable = [(e, words & weights.keys()) for e, words in captions if words & weights.keys()]
+    usable = [(layout, rows, words & weights.keys()) for layout, rows, words in captions if words & weights.keys()]
     if not usable:
         raise TrainError("warm_start: no sample has one picture and words of its own; it needs captions that differ")
     vocabulary = {word: column for column, word in enumerate(sorted(weights))}
     words_GW = torch.zeros(len(usable), len(vocabulary))
-    for row, (_, words) in enumerate(usable):
+    for row, (*_, words) in enumerate(usable):
         for word in words:
             words_GW[row, vocabulary[word]] = weights[word]
     directions_WD = embeddings_VD[sorted(weights)] - embeddings_VD[sorted(weights)].mean(0)
     return Captioned(
-        layouts=tuple(e.layouts[0] for e, _ in usable),
-        features=tuple(features.get(e.seen) for e, _ in usable),
+        layouts=tuple(layout for layout, _, _ in usable),
+        features=tuple(rows for _, rows, _ in usable),
         words_GW=words_GW / words_GW.sum(1, keepdim=True),
         directions_WD=F.normalize(directions_WD, dim=1),
     )

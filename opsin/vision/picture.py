@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from opsin.core.errors import PictureError
+from opsin.core.errors import DamagedPictureError, PictureError
 from opsin.core.types import Member, Picture
 
 if TYPE_CHECKING:
@@ -237,14 +237,19 @@ def open_picture(picture: Picture) -> Image.Image:
     """Decode to RGB.
 
     Raises:
-        PictureError: the picture cannot be opened or decoded, or is over a limit.
+        PictureError: the picture cannot be opened or read, or is over a limit.
+        DamagedPictureError: it cannot be decoded.
     """
     with _opened(picture) as image:
         try:
             image.load()
             return _to_rgb(_upright(image), picture.name)
-        except DECODER_ERRORS:
-            raise PictureError(f"{picture.name}: the file is damaged or cut short; it cannot be decoded") from None
+        except DECODER_ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk or network, not of the decoder
+                raise PictureError(f"{picture.name}: cannot be read ({error.strerror})") from None
+            raise DamagedPictureError(
+                f"{picture.name}: the file is damaged or cut short; it cannot be decoded"
+            ) from None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from opsin.core.errors import MissingExtraError, PictureError, VideoError
+from opsin.core.errors import DamagedVideoError, MissingExtraError, PictureError, VideoError
 from opsin.vision.picture import MAX_PIXELS, check_size
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[tuple[float, Imag
     that is what a viewer sees.
 
     Raises:
-        VideoError: the video is damaged or ends before the last of them.
+        DamagedVideoError: the video is damaged or ends before the last of them.
+        VideoError: it cannot be opened, or is over a limit.
         MissingExtraError: PyAV is not installed.
     """
     if len(wanted) > MAX_TAKEN:
@@ -87,7 +88,7 @@ def read_frames(path: Path, wanted: Sequence[int]) -> Iterator[tuple[float, Imag
             seconds = number / facts.rate
             frame = shown.at(seconds, slack=0.5 / facts.rate)
             if frame is None or shown.until + facts.tolerance < seconds:
-                raise VideoError(
+                raise DamagedVideoError(
                     f"{path}: cut short: its header says {facts.seconds:.1f} s, but its frames end at "
                     f"{shown.last_seconds:.1f} s; replace the file"
                 )
@@ -206,8 +207,10 @@ def _naming(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (av.FFmpegError, OSError, ValueError):
-        raise VideoError(f"{path}: damaged: a part of it cannot be decoded") from None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):  # of the disk or network
+            raise VideoError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DamagedVideoError(f"{path}: damaged: a part of it cannot be decoded") from None
 
 
 def _stream(path: Path) -> BinaryIO:

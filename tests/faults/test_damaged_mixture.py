@@ -84,11 +84,17 @@ def test_check_plan_and_training_name_the_same_samples(folder: Path, recipe: Pat
     assert named(list(refused.value.problems)) == planned
     assert not (folder / "refused").exists()
 
-    # The picture is decoded when its pack comes: then the run ends with its name.
-    with pytest.raises(PictureError, match=re.escape(caption(folder, DAMAGED))):
-        start(load_recipe(recipe, ["skip_bad=true"]), folder / "run")
+
+def test_a_run_that_skips_what_is_bad_trains_on_all_the_rest(folder: Path, recipe: Path) -> None:
+    last = start(load_recipe(recipe, ["skip_bad=true"]), folder / "run")
+    assert last.name.endswith("-done")
     skipped = (folder / "run" / "skipped.txt").read_text(encoding="utf-8").splitlines()
-    assert named(skipped) == planned
+    before = [line for line in skipped if ", step " not in line]
+    assert named(before) == {caption(folder, MISSING), BAD_LINE, *SHOWN_BY_BIKES, TOO_LONG}
+    while_training = [line for line in skipped if line not in before]
+    assert named(while_training) == {caption(folder, DAMAGED)}
+    steps = map(json.loads, (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    assert sum(step.get("skipped", 0) for step in steps) == len(while_training) > 0
 
 
 def test_a_run_that_met_a_damaged_picture_goes_on_when_it_is_replaced(tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opsin.core.errors import DataError, LoaderError, MissingExtraError, OpsinError, PictureError, RecipeError
+from opsin.core.errors import (
+    DamagedPictureError,
+    DataError,
+    LoaderError,
+    MissingExtraError,
+    OpsinError,
+    RecipeError,
+)
 from opsin.core.types import Picture
 from opsin.data.loader import Loader
 from tests.support.loading import PACKS, Watched, nothing_left, samples
@@ -141,7 +148,7 @@ def test_a_picture_that_breaks_only_when_decoded_is_named(
     (tmp_path / "half.png").write_bytes(medium.path.read_bytes()[:100])
     half = replace(examples[BAD], where="data.json:2", media=(Picture(path=tmp_path / "half.png"),) * 2)
     error = failed([*examples[:BAD], half, *examples[BAD + 1 :]], prepare, workers=workers)
-    assert type(error) is PictureError
+    assert type(error) is DamagedPictureError
     assert str(error).startswith("data.json:2: (two-0) ")
     assert "half.png" in str(error)
 
@@ -170,7 +177,7 @@ def test_a_sample_without_a_name_is_told_by_its_number(examples: list[Example], 
         DataError(["a:1: x", "b:2: y"]),
         RecipeError("r.yaml", ["x"]),
         MissingExtraError("av", "video"),
-        PictureError("p"),
+        DamagedPictureError("p"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -187,6 +194,7 @@ PARENT = """
     from opsin.core.types import Example
     from opsin.data.loader import Loader
     from opsin.data.plan import Pack
+    from opsin.vision.positions import Sequential
 
     class Slow(list):
         def __getitem__(self, i):
@@ -195,7 +203,8 @@ PARENT = """
             return Example("x", "", ids, no, no, ids[None], (), (), ())
 
     try:
-        for batch in Loader(Slow(), SimpleNamespace(spliced=True), [Pack((i,), 3, 0, 0) for i in range(9)], workers=3):
+        prepare = SimpleNamespace(spliced=True, positions=Sequential())
+        for batch in Loader(Slow(), prepare, [Pack((i,), 3, 0, 0) for i in range(9)], workers=3):
             print("batch", flush=True)
     except KeyboardInterrupt:
         print("interrupted", flush=True)

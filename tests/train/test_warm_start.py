@@ -58,8 +58,10 @@ def test_it_needs_captions_that_differ(tmp_path: Path) -> None:
     source = {"kind": "llava", "path": write_data(tmp_path, pictures=1, texts=0)}
     stage = Stage.model_validate({"name": "x", "data": [source], "train": {"connector": {"lr": 1e-3}}})
     data = read_stage(stage, model.config, prepare.tokenizer)
+    cache = FeatureCache(model, prepare, folder=tmp_path)
+    cache.add(pair for example in data.examples for pair in example.seen)
     with pytest.raises(TrainError, match="no sample has one picture and words of its own"):
-        warm_start(model, data.examples, FeatureCache(model, prepare, folder=tmp_path), WarmStart(), seed=0)
+        warm_start(model, data.examples, cache, WarmStart(), seed=0)
 
 
 def test_a_bad_record_of_the_second_stage_stops_before_the_first(tmp_path: Path) -> None:
