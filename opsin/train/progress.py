@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -43,6 +43,7 @@ class ProgressHooks:
         self._task: TaskID | None = None
         self._read: Counter[str] = Counter()
         self._told = time.monotonic()
+        self._since: list[StepMetrics] = []
 
     def __enter__(self) -> Self:
         return self
@@ -98,15 +99,15 @@ class ProgressHooks:
         )
 
     def _on_step(self, stage: Stage, metrics: StepMetrics, total: int) -> None:
-        rate = metrics.tokens / metrics.seconds
-        text = f"loss {metrics.loss:.3f}  {rate:,.0f} tokens/s"
+        self._since.append(metrics)
+        text = _mean(self._since)
         self._advance(stage.name, metrics.step, total, text)
-        if self.console.is_terminal:
-            return
         due = time.monotonic() - self._told >= PLAIN_SECONDS
         if due or metrics.step % PLAIN_EVERY == 0 or metrics.step == total:
-            self.on_line(f"{stage.name} {metrics.step}/{total}  {text}")
+            if not self.console.is_terminal:
+                self.on_line(f"{stage.name} {metrics.step}/{total}  {text}")
             self._told = time.monotonic()
+            self._since.clear()
 
     def _advance(self, name: str, done: int, total: int | None, text: str) -> None:
         if not self.console.is_terminal:
@@ -133,3 +134,11 @@ class ProgressHooks:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None
+
+
+def _mean(steps: Sequence[StepMetrics]) -> str:
+    """The loss of a supervised token of some steps, and the tokens of a second: those of one step jump."""
+    loss = sum(step.loss * step.supervised for step in steps if step.loss is not None)
+    learned, seconds = sum(step.supervised for step in steps), sum(step.seconds for step in steps)
+    told = f"loss {loss / learned:.3f}" if learned else "nothing to learn"
+    return f"{told}  {sum(step.tokens for step in steps) / seconds:,.0f} tokens/s"

@@ -49,3 +49,19 @@ def test_a_log_gets_a_line_every_so_many_steps_or_seconds(
         metrics = StepMetrics(step, 1.0, 1.0, {}, tokens=8, supervised=4, pictures=0, seconds=0.1)
         on_step(stage_of({"connector": {"lr": 1e-3}}), metrics, 25)
     assert [int(line.split()[1].split("/")[0]) for line in file.getvalue().splitlines()] == told
+
+
+def test_a_line_tells_the_mean_of_the_steps_since_the_last_one() -> None:
+    file = io.StringIO()
+    on_step = ProgressHooks(Console(file=file, width=100)).hooks().on_step
+    for step in range(1, 44):
+        loss, supervised = (None, 0) if step in (1, *range(41, 44)) else (4.0, 1) if step % 2 else (1.0, 2)
+        metrics = StepMetrics(
+            step, loss, loss, {}, tokens=5 * supervised, supervised=supervised, pictures=0, seconds=0.5
+        )
+        on_step(stage_of({"connector": {"lr": 1e-3}}), metrics, 43)
+    assert file.getvalue().splitlines() == [
+        "x 20/43  loss 1.931  14 tokens/s",  # 9 of 4.0 and 2 * 10 of 1.0
+        "x 40/43  loss 2.000  15 tokens/s",
+        "x 43/43  nothing to learn  0 tokens/s",
+    ]
