@@ -10,13 +10,13 @@ from typing import overload
 import numpy as np
 
 from opsin.core.errors import DataError
+from opsin.core.files import home
 from opsin.core.types import Conversation, Example
 from opsin.data.costs import Costs, cost_of
 from opsin.data.example import WHOLE, Fit, Preparation, make_example
 from opsin.data.index import Index
 from opsin.data.record_file import Reader
 from opsin.data.sources import Source
-from opsin.text.templates import sample_name
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,10 @@ class Corpus(Sequence[Example]):
         return self._readers[part.name].conversation(part.index.address(int(part.samples[place])))
 
     def name(self, sample: int) -> str:
-        """What to call a sample in messages: `file:line: (id)`; its media are not opened."""
-        return sample_name(self.conversation(sample))
+        """What to call a sample in messages: `file:line: (id)`; nothing is read, since that may be what hangs."""
+        part, place = self._place(sample)
+        own = int(part.samples[place])
+        return f"{part.source.where(part.index.address(own))}: ({part.index.ids[own]})"
 
     def id(self, sample: int) -> str:
         """A sample's id, without reading it."""
@@ -137,6 +139,7 @@ def _check_cost(example: Example, planned: tuple[int, ...]) -> None:
         raise DataError(
             [
                 f"{example.name} one of its pictures or videos changed since the sample was measured "
-                f"({'; '.join(differing)}); start again when they are at rest"
+                f"({'; '.join(differing)}); start again when they are at rest, and without {home() / 'lengths'} if "
+                "files can change without a new time"
             ]
         )

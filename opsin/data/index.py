@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +22,7 @@ from opsin.core.files import home, replacing, sha256_bytes
 from opsin.core.types import Conversation
 from opsin.data.costs import Costs
 from opsin.data.example import Preparation
-from opsin.data.measure import Measured, Stamp, measure, stamp
+from opsin.data.measure import TIMEOUT, Measured, Stamp, measure, stamp
 from opsin.data.record_file import Address, Counts, Located, Unusable
 from opsin.data.sources import Source
 
@@ -79,11 +78,12 @@ class Chunks:
         on_progress: Progress = lambda _more: None,
         *,
         workers: int = 0,
+        timeout: float = TIMEOUT,
         folder: Path | None = None,
     ) -> None:
         """Find the folder of a source's index; this reads the source's files once, to name their content.
 
-        `workers` processes render samples and read headers; 0 does it here.
+        `workers` processes render samples and read headers, 0 does it here; `timeout` is that of `measure`.
 
         Raises:
             DataError: a file is not there, or changes while it is read.
@@ -94,6 +94,7 @@ class Chunks:
         self._preparation = preparation
         self._on_progress = on_progress
         self._workers = workers
+        self._timeout = timeout
         self._home = os.getpid()
         self._begin()
 
@@ -107,7 +108,12 @@ class Chunks:
         if (kept := _load(path)) is not None:
             self._tell(len(kept))
             return kept
-        index, media = self._measured(number)
+        try:
+            index, media = self._measured(number)
+        except BaseException:
+            self._begin()  # what was read of a chunk is lost: the next one is counted from the start
+            raise
+        self._source.check_at_rest()  # before anything is kept under the name of its content
         if not index.problems:
             _save(path, index, media)
         return index
@@ -134,7 +140,7 @@ class Chunks:
         made = _Chunk()
         read: deque[Located | Unusable] = deque()  # records that were read, in order, until they are measured
         workers = self._workers if os.getpid() == self._home else 0  # a worker has no workers of its own
-        for measured in measure(self._passing(read), self._preparation, workers):
+        for measured in measure(self._passing(read), self._preparation, workers, self._timeout):
             while isinstance(found := read.popleft(), Unusable):
                 made.problems += found.problems
             made.add(found, measured)
@@ -196,6 +202,7 @@ def index_of(
     on_progress: Progress = lambda _more: None,
     *,
     workers: int = 0,
+    timeout: float = TIMEOUT,
     folder: Path | None = None,
 ) -> Index:
     """The index of a whole source (`Chunks` has the arguments).
@@ -203,7 +210,7 @@ def index_of(
     Raises:
         DataError: a file is not there, or changes while it is read.
     """
-    chunks = Chunks(source, preparation, on_progress, workers=workers, folder=folder)
+    chunks = Chunks(source, preparation, on_progress, workers=workers, timeout=timeout, folder=folder)
     parts = [chunks.chunk(0)]
     while not parts[-1].last:
         parts.append(chunks.chunk(len(parts)))
@@ -234,7 +241,7 @@ def _load(path: Path) -> Index | None:
                 last=texts["last"],
             )
         media: list[str] = texts["media"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 (a damaged archive can raise anything, and is made anew)
         return None
     if not len(index) == len(index.costs) == len(index.addresses_N4):
         return None

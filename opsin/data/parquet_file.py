@@ -6,7 +6,7 @@ import json
 import os
 from collections import OrderedDict
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from opsin.core.errors import DataError, MissingExtraError
 from opsin.core.files import sha256_bytes
@@ -49,6 +49,7 @@ class ParquetFile(RecordFile):
     megabytes); of large pictures tar shards are the better home.
     """
 
+    unit: ClassVar[str] = "row "
     kind: Literal["parquet"] = "parquet"
 
     def reader(self) -> Reader:

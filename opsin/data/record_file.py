@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from opsin.core.errors import DataError
 from opsin.core.files import sha256_bytes, sha256_file
@@ -83,6 +83,9 @@ class RecordSource(Portion):
     def files(self) -> tuple[Path, ...]:
         """The files that are read, in order; media beside them are not among them."""
 
+    unit: ClassVar[str] = ""
+    """What an address's line counts, where it is not lines."""
+
     @cached_property
     def states(self) -> dict[Path, FileState]:
         """The files as they are when the source is first used: they must stay so for as long as it is used.
@@ -121,7 +124,7 @@ class RecordSource(Portion):
         Raises:
             DataError: a file is not there, or changes.
         """
-        states = self.states
+        self.states  # noqa: B018 (the files are what they are now)
         for record in self._records(counts):
             if isinstance(record, BadRecord):
                 yield Unusable((f"{record.where}: {record.problem}",))
@@ -133,8 +136,21 @@ class RecordSource(Portion):
                 continue
             _count(conversation, counts)
             yield record.address, conversation
-        for path, state in states.items():
+        self.check_at_rest()
+
+    def check_at_rest(self) -> None:
+        """Hold the files against what they were when the source was first used.
+
+        Raises:
+            DataError: one has changed, or is gone.
+        """
+        for path, state in self.states.items():
             check_unchanged(path, state)
+
+    def where(self, address: Address) -> str:
+        """What to call a place in messages, without looking at the file."""
+        path = list(self.states)[address.file]
+        return f"{path}:{self.unit}{address.line}" if address.line else str(path)
 
     @abstractmethod
     def reader(self) -> Reader:
@@ -161,8 +177,7 @@ class RecordSource(Portion):
         Raises:
             DataError: a file is not there, has changed, or cannot be read.
         """
-        for path, state in self.states.items():
-            check_unchanged(path, state)
+        self.check_at_rest()
         return self._whole_content
 
     @cached_property

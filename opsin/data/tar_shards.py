@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -34,6 +34,7 @@ class TarShards(RecordSource):
     at their place in the shard: nothing is unpacked.
     """
 
+    unit: ClassVar[str] = "sample "
     kind: Literal["webdataset"] = "webdataset"
     shards: ExistingFiles = Field(validation_alias=AliasChoices("path", "shards"))
 

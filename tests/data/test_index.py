@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opsin.core.errors import LoaderError
+from opsin.core.errors import DataError, LoaderError
 from opsin.data import index as module
 from opsin.data import measure
 from opsin.data.corpus import Corpus, Part
@@ -266,7 +267,7 @@ def test_a_killed_process_is_told(tmp_path: Path, prepare: Preparation, monkeypa
         return real(conversation, *rest, **options)
 
     monkeypatch.setattr(measure, "make_example", deadly)
-    with pytest.raises(LoaderError, match=r"was killed \(often a lack of memory\); use fewer workers"):
+    with pytest.raises(LoaderError, match=r"was killed \(often a lack of memory\) at .*data\.json:1: \(id-7\)"):
         index_of(written(tmp_path, [record(n) for n in range(20)]), prepare, workers=1)
 
 
@@ -287,3 +288,86 @@ def test_a_picture_that_comes_or_goes_moves_no_other_sample(
             index = index_of(source, prepare)
             assert list(index.ids) == [name for name in everyone if there or name != "id-1"]
             assert len(index.problems) == (not there)
+
+
+def test_an_error_while_a_chunk_is_read_loses_nothing(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    source = written(tmp_path, [record(n) for n in range(11)])
+    chunks = Chunks(source, prepare)
+    real = measure.make_example
+
+    def interrupted(conversation: Any, *rest: Any, **options: Any) -> Any:
+        if conversation.id == "id-5":
+            raise KeyboardInterrupt
+        return real(conversation, *rest, **options)
+
+    monkeypatch.setattr(measure, "make_example", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chunks.chunk(1)
+    monkeypatch.setattr(measure, "make_example", real)
+    assert chunks.chunk(1).ids == ("id-4", "id-5", "id-6", "id-7")
+    assert index_of(source, prepare).ids == tuple(f"id-{n}" for n in range(11))
+
+
+def test_nothing_is_kept_of_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    source = written(tmp_path, [record(n) for n in range(11)])
+    before, times = source.path.read_bytes(), source.path.stat()
+    chunks = Chunks(source, prepare)
+    source.path.write_bytes(before.replace(b'"id-', b'"ID-'))
+    with pytest.raises(DataError, match=r"data\.json: changed"):
+        chunks.chunk(0)
+    source.path.write_bytes(before)
+    os.utime(source.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert index_of(LlavaFile(path=source.path), prepare).ids == tuple(f"id-{n}" for n in range(11))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_that_nobody_foresaw_is_a_problem_of_its_sample(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    real = measure.make_example
+
+    def surprising(conversation: Any, *rest: Any, **options: Any) -> Any:
+        if conversation.id == "id-1":
+            raise IndexError("deep inside")
+        return real(conversation, *rest, **options)
+
+    monkeypatch.setattr(measure, "make_example", surprising)
+    index = index_of(written(tmp_path, [record(n) for n in range(3)]), prepare, workers=workers)
+    assert index.ids == ("id-0", "id-2")
+    assert "(id-1): cannot be read (IndexError: deep inside)" in index.problems[0]
+
+
+def test_a_hung_process_is_told_with_its_sample(
+    tmp_path: Path, prepare: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = measure.make_example
+
+    def hanging(conversation: Any, *rest: Any, **options: Any) -> Any:
+        if conversation.id == "id-70":
+            time.sleep(60)
+        return real(conversation, *rest, **options)
+
+    monkeypatch.setattr(measure, "make_example", hanging)
+    began = time.monotonic()
+    with pytest.raises(LoaderError, match=r"no progress for 0\.5 seconds at .*data\.json:1: \(id-70\)"):
+        index_of(written(tmp_path, [record(n) for n in range(90)]), prepare, workers=2, timeout=0.5)
+    assert time.monotonic() - began < 20
+
+
+def test_a_flipped_byte_of_a_kept_index_is_made_anew(
+    source: LlavaFile, prepare: Preparation, cache_folder: Path
+) -> None:
+    first = index_of(source, prepare)
+    (path,) = (cache_folder / "lengths").rglob("*.npz")
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 41):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        again = index_of(LlavaFile(path=source.path), prepare)
+        assert again.ids == first.ids
+        assert np.array_equal(again.costs.columns(), first.costs.columns())
