@@ -123,7 +123,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run directory, by default runs/NAME of the recipe.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run directory instead.")] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used; they are counted and named.")
+        bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used; they are counted and named.")
     ] = False,
     as_json: Json = False,
 ) -> None:

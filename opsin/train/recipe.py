@@ -149,7 +149,7 @@ class Recipe(Value):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first CUDA device, if there is one")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end of each stage only")
     keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept")
-    skip_bad: bool = Field(False, description="leave out records that cannot be used, each named in RUN/skipped.txt")
+    skip_bad: bool = Field(False, description="leave out samples that cannot be used, each named in RUN/skipped.txt")
     model: ModelConfig | None = Field(None, description="the parts of a new model")
     start_from: ExistingFolder | None = Field(
         None, description="a checkpoint of any kind that opsin loads, to train on, in place of 'model'"
