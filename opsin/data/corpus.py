@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import itemgetter
 from typing import overload
 
 import numpy as np
@@ -15,7 +18,7 @@ from opsin.core.types import Conversation, Example
 from opsin.data.costs import Costs, cost_of
 from opsin.data.example import WHOLE, Fit, Preparation, make_example
 from opsin.data.index import Index
-from opsin.data.record_file import Reader
+from opsin.data.record_file import Address, Reader
 from opsin.data.sources import Source
 
 
@@ -41,12 +44,28 @@ class Part:
         return Part(self.name, self.source, self.index, self.samples[chosen], self.costs.take(chosen), self.fits)
 
 
-class Corpus(Sequence[Example]):
-    """The samples of some parts, one part after the other."""
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """All that has to be known of a sample to make its example: its source, where it stands, how it is used."""
 
-    def __init__(self, preparation: Preparation, parts: Sequence[Part] = ()) -> None:
+    source: str
+    address: Address
+    fit: Fit
+    cost: tuple[int, ...]
+
+
+class Corpus(Sequence[Example]):
+    """The samples of some parts, one part after the other; `sources` by name are those that parts can come from.
+
+    A copy in another process makes the example of any `Pick`, also of parts that were added since it was copied.
+    """
+
+    def __init__(
+        self, preparation: Preparation, parts: Sequence[Part] = (), sources: Mapping[str, Source] | None = None
+    ) -> None:
         self.preparation = preparation
         self.parts: list[Part] = []
+        self._sources = dict(sources or {})
         self._starts = [0]
         self._readers: dict[str, Reader] = {}
         for part in parts:
@@ -54,6 +73,7 @@ class Corpus(Sequence[Example]):
 
     def add(self, part: Part) -> None:
         """Put a part behind the others."""
+        self._sources.setdefault(part.name, part.source)
         self.parts.append(part)
         self._starts.append(self._starts[-1] + len(part))
 
@@ -66,12 +86,12 @@ class Corpus(Sequence[Example]):
         return self._starts[-1]
 
     @overload
-    def __getitem__(self, sample: int) -> Example: ...
+    def __getitem__(self, sample: int | Pick) -> Example: ...
 
     @overload
     def __getitem__(self, sample: slice) -> list[Example]: ...
 
-    def __getitem__(self, sample: int | slice) -> Example | list[Example]:
+    def __getitem__(self, sample: int | Pick | slice) -> Example | list[Example]:
         """Read and render a sample.
 
         Raises:
@@ -79,11 +99,16 @@ class Corpus(Sequence[Example]):
         """
         if isinstance(sample, slice):
             return [self[i] for i in range(len(self))[sample]]
-        part, place = self._place(sample)
-        fit = part.fits.get(int(part.samples[place]), WHOLE)
-        example = make_example(self.conversation(sample), self.preparation, fit=fit)
-        _check_cost(example, part.costs.row(place))
+        pick = sample if isinstance(sample, Pick) else self.pick(sample)
+        example = make_example(self._read(pick.source, pick.address), self.preparation, fit=pick.fit)
+        _check_cost(example, pick.cost)
         return example
+
+    def pick(self, sample: int) -> Pick:
+        """What there is to know of a sample."""
+        part, place = self._place(sample)
+        own = int(part.samples[place])
+        return Pick(part.name, part.index.address(own), part.fits.get(own, WHOLE), part.costs.row(place))
 
     def conversation(self, sample: int) -> Conversation:
         """Read a sample again.
@@ -92,9 +117,12 @@ class Corpus(Sequence[Example]):
             DataError: its file has changed.
         """
         part, place = self._place(sample)
-        if part.name not in self._readers:
-            self._readers[part.name] = part.source.reader()
-        return self._readers[part.name].conversation(part.index.address(int(part.samples[place])))
+        return self._read(part.name, part.index.address(int(part.samples[place])))
+
+    def _read(self, source: str, address: Address) -> Conversation:
+        if source not in self._readers:
+            self._readers[source] = self._sources[source].reader()
+        return self._readers[source].conversation(address)
 
     def name(self, sample: int) -> str:
         """What to call a sample in messages: `file:line: (id)`; nothing is read, since that may be what hangs."""
@@ -112,13 +140,31 @@ class Corpus(Sequence[Example]):
         for part in self.parts:
             yield from (part.index.ids[own] for own in part.samples.tolist())
 
+    def digest(self) -> str:
+        """A hash of which samples there are, where they stand, what they cost and how they are made shorter."""
+        found = hashlib.sha256()
+        for part in self.parts:
+            used = set(part.samples.tolist())
+            fits = [(own, *astuple(fit)) for own, fit in sorted(part.fits.items(), key=itemgetter(0)) if own in used]
+            ids = [part.index.ids[own] for own in part.samples.tolist()]
+            found.update(json.dumps([part.name, ids, fits]).encode())
+            found.update(part.index.addresses_N4[part.samples].tobytes())
+            found.update(part.costs.columns().tobytes())
+        return found.hexdigest()
+
+    def forget(self, before: int) -> None:
+        """Let go of parts that hold only samples before one; those can no longer be asked for by their index."""
+        gone = bisect.bisect_right(self._starts, before) - 1
+        del self.parts[:gone]
+        del self._starts[:gone]
+
     def first(self, part: int) -> int:
         """The first sample of a part."""
         return self._starts[part]
 
     def _place(self, sample: int) -> tuple[Part, int]:
         """The part that a sample is of, and its place in it."""
-        if not 0 <= sample < len(self):
+        if not self._starts[0] <= sample < len(self):
             raise IndexError(sample)  # what ends an iteration
         number = bisect.bisect_right(self._starts, sample) - 1
         return self.parts[number], sample - self._starts[number]

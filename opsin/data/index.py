@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -95,7 +94,6 @@ class Chunks:
         self._on_progress = on_progress
         self._workers = workers
         self._timeout = timeout
-        self._home = os.getpid()
         self._begin()
 
     def chunk(self, number: int) -> Index:
@@ -106,7 +104,7 @@ class Chunks:
         """
         path = self._folder / f"{number:06d}.npz"
         if (kept := _load(path)) is not None:
-            self._tell(len(kept))
+            self._on_progress(len(kept))
             return kept
         try:
             index, media = self._measured(number)
@@ -118,12 +116,7 @@ class Chunks:
             _save(path, index, media)
         return index
 
-    def _tell(self, more: int) -> None:
-        if os.getpid() == self._home:  # not from every worker
-            self._on_progress(more)
-
     def _begin(self) -> None:
-        self._process = os.getpid()
         self._counts: Counts = Counter()
         self._records = self._source.scan(self._counts)
         self._next = 0
@@ -131,7 +124,7 @@ class Chunks:
 
     def _measured(self, number: int) -> tuple[Index, dict[str, Stamp]]:
         """Render the chunk's samples and read the headers of their media; also the stamps of the media files."""
-        if number < self._next or os.getpid() != self._process:  # a forked process must not move its parent's file
+        if number < self._next:
             self._begin()
         while self._next < number:
             deque(itertools.islice(self._records, CHUNK), maxlen=0)
@@ -139,13 +132,12 @@ class Chunks:
         before = self._counts.copy()
         made = _Chunk()
         read: deque[Located | Unusable] = deque()  # records that were read, in order, until they are measured
-        workers = self._workers if os.getpid() == self._home else 0  # a worker has no workers of its own
-        for measured in measure(self._passing(read), self._preparation, workers, self._timeout):
+        for measured in measure(self._passing(read), self._preparation, self._workers, self._timeout):
             while isinstance(found := read.popleft(), Unusable):
                 made.problems += found.problems
             made.add(found, measured)
             self._counts.update(measured.notes)
-            self._tell(int(measured.row is not None))
+            self._on_progress(int(measured.row is not None))
         for found in read:  # behind the last good one
             made.problems += found.problems if isinstance(found, Unusable) else ()
         self._next += 1

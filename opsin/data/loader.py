@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from opsin.core.errors import LoaderError, OpsinError
-from opsin.core.types import Batch, Example
+from opsin.core.types import Batch
 from opsin.data.collate import Features
 from opsin.data.example import Preparation
 from opsin.data.plan import Pack
-from opsin.data.worker import Held, Maker, Place, receive, work
+from opsin.data.worker import Asked, Examples, Held, Maker, Place, at, receive, work
 
 AHEAD = 2
 """Batches that each worker makes before they are asked for."""
@@ -54,6 +54,8 @@ class Loader(Iterator[Batch]):
       number of workers is: with cached features there is nothing to decode.
     - `timeout`: seconds that a worker may take for one sample before it counts as hung; only workers are watched
     - `name_of`: names a sample by its index in messages. It must not open the sample, which may be what hangs.
+    - `pick`: what `examples` are asked by for a sample's index, by default the index itself. A corpus that grows while
+      it is planned gives all that a worker has to know of a sample
     - `skip_bad`: leave out samples with a medium that is damaged; a batch names its own, and can be without documents
 
     Workers start with the loader and end with `close`, with the last batch, with an error, or with the loader itself.
@@ -61,7 +63,7 @@ class Loader(Iterator[Batch]):
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Examples,
         preparation: Preparation,
         packs: Sequence[Pack],
         *,
@@ -69,9 +71,13 @@ class Loader(Iterator[Batch]):
         timeout: float = 120.0,
         features: Features | None = None,
         name_of: Callable[[int], str] = "sample number {}".format,
+        pick: Callable[[int], Any] = int,
         skip_bad: bool = False,
     ) -> None:
-        self._maker = Maker(examples, preparation, packs, features, name_of, skip_bad)
+        self._maker = Maker(examples, preparation, features, skip_bad)
+        self._packs = packs
+        self._name_of, self._pick = name_of, pick
+        self._asked: dict[int, Asked] = {}
         self._timeout = timeout
         self._taken = 0
         self._held = Held()
@@ -89,13 +95,16 @@ class Loader(Iterator[Batch]):
             OpsinError: a sample cannot be read or decoded; the same error for any number of workers.
             LoaderError: a worker was killed or hangs, or met an error that is not one of opsin's own; with the sample.
         """
-        if self._taken == len(self._maker.packs):
+        if self._taken == len(self._packs):
             self.close()
             raise StopIteration
         if not self._end.alive:
             raise LoaderError("the loader was closed, by an error or by its user; make another one to go on")
         try:
-            batch = self._received(self._taken) if self._workers else self._maker.batch(self._taken, self._held)
+            if self._workers:
+                batch = self._received(self._taken)
+            else:
+                batch = self._maker.batch(self._question(self._taken), self._held)
         except BaseException:  # Ctrl-C too: no worker is left, whatever ends the run
             self.close()
             raise
@@ -114,9 +123,18 @@ class Loader(Iterator[Batch]):
         """End the workers; batches already given stay valid."""
         self._end()
 
+    def _question(self, number: int) -> Asked:
+        samples = self._packs[number].samples
+        return Asked(number, tuple((self._name_of(sample), self._pick(sample)) for sample in samples))
+
     def _ask(self, number: int) -> None:
+        self._asked[number] = self._question(number)
         with contextlib.suppress(ConnectionError):  # of a dead worker: told when its next batch is due
-            self._workers[number % len(self._workers)].connection.send(number)
+            self._workers[number % len(self._workers)].connection.send(self._asked[number])
+
+    def _at(self, worker: _Worker) -> str:
+        place = worker.held.get()
+        return at(worker.held, self._asked.get(place.pack) if place is not None else None)
 
     def _received(self, number: int) -> Batch:
         worker = self._workers[number % len(self._workers)]
@@ -125,9 +143,10 @@ class Loader(Iterator[Batch]):
             made = receive(worker.connection)
         except (EOFError, ConnectionError):
             raise self._dead(worker) from None
+        del self._asked[number]
         if isinstance(made, OpsinError):
             raise made
-        if number + AHEAD * len(self._workers) < len(self._maker.packs):
+        if number + AHEAD * len(self._workers) < len(self._packs):
             self._ask(number + AHEAD * len(self._workers))
         return made
 
@@ -137,7 +156,7 @@ class Loader(Iterator[Batch]):
         while not wait([worker.connection, worker.process.sentinel], self._timeout):
             if held == (held := worker.held.get()):
                 raise LoaderError(
-                    f"{worker} hangs: {self._timeout:g} seconds {self._maker.at(worker.held)}; look whether its file "
+                    f"{worker} hangs: {self._timeout:g} seconds {self._at(worker)}; look whether its file "
                     "can be read (a network drive?), leave the sample out, or raise worker_timeout if it only is slow"
                 )
 
@@ -151,7 +170,7 @@ class Loader(Iterator[Batch]):
         else:
             how = f"ended with status {status}"
         return LoaderError(
-            f"{worker} {how} while {self._maker.at(worker.held)}; try fewer workers if memory is short, and the sample "
+            f"{worker} {how} while {self._at(worker)}; try fewer workers if memory is short, and the sample "
             "alone (workers: 0) if it always dies there"
         )
 

@@ -136,6 +136,11 @@ class Filler:
         """Samples at hand."""
         return len(self._samples)
 
+    @property
+    def oldest(self) -> int:
+        """The lowest number of a sample at hand; there is one."""
+        return int(self._samples.min())
+
     def add(self, samples: np.ndarray, tokens: np.ndarray, patches: np.ndarray) -> None:
         """Samples that come next, with what each costs; none may be over the budget."""
         self._samples = np.concatenate([self._samples, samples])

@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import gc
 import mmap
-import multiprocessing
 import os
 import signal
-import threading
 import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from opsin.core.errors import LoaderError, OpsinError
+from opsin.core.processes import end_with_parent
 from opsin.core.types import Batch, Example
 from opsin.data.collate import TENSORS, Features, collate
 from opsin.data.example import Preparation
-from opsin.data.plan import Pack
 
 STAGES = ("reading", "decoding")
+
+
+class Examples(Protocol):
+    """What gives examples."""
+
+    def __getitem__(self, sample: Any, /) -> Example:
+        """Read and render a sample; it may raise."""
+        ...
 
 
 class Place(NamedTuple):
@@ -39,6 +44,13 @@ class Place(NamedTuple):
     pack: int
     position: int
     stage: int
+
+
+class Asked(NamedTuple):
+    """A pack that is to be made: its number, and every sample's name and what the examples are asked for it by."""
+
+    number: int
+    samples: tuple[tuple[str, Any], ...]
 
 
 class Held:
@@ -59,20 +71,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the batch of a pack: the same in a worker and in the process itself.
+    """Makes the batch of a pack: the same in a worker and in the process itself. `skip_bad` is that of `collate`."""
 
-    `name_of` names a sample by its index without opening it; `skip_bad` is that of `collate`.
-    """
-
-    examples: Sequence[Example]
+    examples: Examples
     preparation: Preparation
-    packs: Sequence[Pack]
     features: Features | None
-    name_of: Callable[[int], str]
     skip_bad: bool
 
-    def batch(self, number: int, held: Held) -> Batch:
-        """The batch of pack `number`, with every sample noted in `held` before it is touched.
+    def batch(self, asked: Asked, held: Held) -> Batch:
+        """The batch of a pack, with every sample noted in `held` before it is touched.
 
         Raises:
             OpsinError: a sample cannot be read or decoded; a `LoaderError`, with the traceback in its notes, where
@@ -80,31 +87,31 @@ class Maker:
         """
         try:
             examples = []
-            for position, sample in enumerate(self.packs[number].samples):
-                held.set(Place(number, position, stage=0))
+            for position, (_, sample) in enumerate(asked.samples):
+                held.set(Place(asked.number, position, stage=0))
                 examples.append(self.examples[sample])
             return collate(
                 examples,
                 self.preparation,
                 self.features,
-                opening=lambda position: held.set(Place(number, position, stage=1)),
+                opening=lambda position: held.set(Place(asked.number, position, stage=1)),
                 skip_bad=self.skip_bad,
             )
         except OpsinError:
             raise
         except Exception as error:  # anything a sample can cause, and the sample is what the user needs to know
-            foreign = LoaderError(f"{self.at(held)}: {type(error).__name__}: {error}")
+            foreign = LoaderError(f"{at(held, asked)}: {type(error).__name__}: {error}")
             foreign.add_note("".join(traceback.format_exception(error)))
             raise foreign from error
 
-    def at(self, held: Held) -> str:
-        """The sample that is held, in words."""
-        place = held.get()
-        if place is None:
-            return "between two packs"
-        samples = self.packs[place.pack].samples
-        name = self.name_of(samples[place.position])
-        return f"{STAGES[place.stage]} {name}, sample {place.position + 1} of the {len(samples)} of its pack"
+
+def at(held: Held, asked: Asked | None) -> str:
+    """The sample of a pack that is held, in words."""
+    place = held.get()
+    if place is None or asked is None:
+        return "between two packs"
+    count, (name, _) = len(asked.samples), asked.samples[place.position]
+    return f"{STAGES[place.stage]} {name}, sample {place.position + 1} of the {count} of its pack"
 
 
 def work(maker: Maker, connection: Connection, held: Held) -> None:
@@ -112,24 +119,24 @@ def work(maker: Maker, connection: Connection, held: Held) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the parent does before it ends is not the worker's to do
     gc.freeze()  # the parent clears up what it left behind; here that would also copy the memory it is in
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         held.set(None)
-        number = connection.recv()
+        asked = connection.recv()
         try:
-            batch = maker.batch(number, held)
+            batch = maker.batch(asked, held)
+            held.set(None)
+            send(connection, batch)
         except OpsinError as error:
             connection.send(error)
-        else:
-            send(connection, batch)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and one that is busy with a sample would not notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+        except (OSError, MemoryError, AttributeError) as error:
+            names = ", ".join(name for name, _ in asked.samples)
+            connection.send(
+                LoaderError(
+                    f"the batch of {names} cannot be handed over ({type(error).__name__}: {error}); workers need Linux "
+                    "and memory for some batches each: use fewer of them, smaller packs, or workers: 0"
+                )
+            )
 
 
 def send(connection: Connection, batch: Batch) -> None:

@@ -56,7 +56,7 @@ def read_stage(
     prepare = preparation(config, tokenizer, stage.template, stage.resolution)
     selection = Selection.of(stage, config, prepare)
     found = Found()
-    corpus = Corpus(prepare)
+    corpus = Corpus(prepare, sources=stage.sources)
     if stage.order == "stream":
         return StageData(corpus, (), found, Reading(selection, found, skip_bad, on_progress))
     for name, source in stage.sources.items():

@@ -21,7 +21,7 @@ from opsin.model.vlm import Vlm
 from opsin.train.data import StageData
 from opsin.train.optimiser import Audit, audit_gradients, rate_factor, set_rates
 from opsin.train.recipe import Stage
-from opsin.train.stream import packs_from
+from opsin.train.stream import StreamSteps, packs_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ class StageLoop:
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
+        if isinstance(self.steps, StreamSteps):
+            self.steps.forget(self.step)
         return StepMetrics(
             step=self.step,
             loss=loss,
@@ -133,6 +135,11 @@ class StageLoop:
             raise self._not_finite("gradient norm", norm, batches)
         return total / supervised, norm
 
+    @property
+    def planned(self) -> dict[str, str]:
+        """What a resumed run compares its plan with, where it is made on the way."""
+        return {"planned": self.steps.digest(self.step)} if isinstance(self.steps, StreamSteps) else {}
+
     def close(self) -> None:
         """End the worker processes, if there are any."""
         if self._loader is not None:
@@ -149,6 +156,7 @@ class StageLoop:
                 timeout=self.stage.worker_timeout,
                 features=self.features,
                 name_of=self.data.examples.name,
+                pick=self.data.examples.pick,
                 skip_bad=self.skip_bad,
             )
         return next(self._loader)

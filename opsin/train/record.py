@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from pydantic import ValidationError
 from opsin import __version__
 from opsin.core.errors import TrainError
 from opsin.core.files import sha256_bytes, write_json, write_text
-from opsin.train.recipe import Recipe
+from opsin.data.plan import Pack
+from opsin.train.recipe import Recipe, Stage
+from opsin.train.stream import StreamSteps
 
 
 def write_record(recipe: Recipe, out: Path, samples: Mapping[str, str]) -> None:
@@ -63,6 +65,19 @@ def check_samples(out: Path, samples: Mapping[str, str]) -> None:
                 f"{out}: stage {stage!r}: its samples are not those that the run began with; pictures or videos were "
                 "changed, added or removed: put them back, or start a new run"
             )
+
+
+def check_planned(stage: Stage, steps: Sequence[tuple[Pack, ...]], step: int, planned: str | None) -> None:
+    """Hold the steps that a stream plans now, up to one of them, against those that were taken.
+
+    Raises:
+        TrainError: they are others.
+    """
+    if isinstance(steps, StreamSteps) and step and steps.digest(step) != planned:
+        raise TrainError(
+            f"stage {stage.name!r}: the samples up to step {step} are not those that were trained on; pictures or "
+            "videos were changed, added or removed: put them back, or start a new run"
+        )
 
 
 def forget_metrics(out: Path, recipe: Recipe, stage: int, step: int) -> None:

@@ -23,7 +23,7 @@ from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_config, write_model
 from opsin.checkpoint.store import candidates, commit, delete, newest_whole, set_aside, sweep
 from opsin.core.errors import DamagedError, DataError, TrainError
-from opsin.core.files import sha256_bytes, write_json
+from opsin.core.files import write_json
 from opsin.data.corpus import Corpus
 from opsin.data.plan import Pack
 from opsin.model.config import Lora, PartName
@@ -36,7 +36,7 @@ from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affect
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser, store_parts
 from opsin.train.recipe import Recipe, Stage
-from opsin.train.record import check_samples, forget_metrics, read_record, write_record
+from opsin.train.record import check_planned, check_samples, forget_metrics, read_record, write_record
 from opsin.train.warm_start import warm_start
 
 OPTIMISER = "optimiser.safetensors"
@@ -117,6 +117,7 @@ def resume(out: Path, hooks: Hooks | None = None) -> Path:
         return folder
     work = _read_work(recipe, position.stage, hooks)
     check_samples(out, work.samples())
+    check_planned(recipe.stages[position.stage], work.steps[position.stage], position.step, meta.get("planned"))
     model = Vlm(read_config(folder).config, weights=False).to(_device(recipe))
     model.precision = recipe.precision
     if position.step == 0:
@@ -141,9 +142,8 @@ class Work:
     steps: dict[int, Sequence[tuple[Pack, ...]]]
 
     def samples(self) -> dict[str, str]:
-        """For every stage a hash of what its samples cost, which decides its plan; a stream does not know any yet."""
-        costs = {index: data.examples.costs.columns() for index, data in self.data.items()}
-        return {self.recipe.stages[index].name: sha256_bytes(columns.tobytes()) for index, columns in costs.items()}
+        """For every stage a hash of its samples, which decide its plan; a stream does not know any yet."""
+        return {self.recipe.stages[index].name: data.examples.digest() for index, data in self.data.items()}
 
 
 def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
@@ -297,7 +297,7 @@ def _save(
 ) -> Path:
     def write(folder: Path) -> None:
         write_model(folder, loop.model, tokenizer, lora)
-        write_json(folder / "train.json", {"stage": index, "step": loop.step, "done": done})
+        write_json(folder / "train.json", {"stage": index, "step": loop.step, "done": done} | loop.planned)
         if not done:
             save_file(optimiser_state(loop.model, loop.optimiser), folder / OPTIMISER)
 

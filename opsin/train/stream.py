@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import overload
 
 import numpy as np
@@ -43,10 +44,7 @@ class Reading:
 
 
 class StreamSteps(Sequence[tuple[Pack, ...]]):
-    """The packs of every step of a stage; its samples are added to `corpus` as they are planned.
-
-    A copy in a forked process goes on by itself, and makes the same packs of the same samples.
-    """
+    """The packs of every step of a stage; its samples are added to `corpus` as they are planned."""
 
     def __init__(self, reading: Reading, corpus: Corpus, seed: int) -> None:
         self._stage = reading.selection.stage
@@ -58,6 +56,9 @@ class StreamSteps(Sequence[tuple[Pack, ...]]):
         self._costs: dict[int, tuple[int, int, int]] = {}
         self._window = 0
         self._packs: list[Pack] = []
+        self._gone = 0
+        self._hash = sha256()
+        self._digests: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self._stage.steps or 0
@@ -78,15 +79,36 @@ class StreamSteps(Sequence[tuple[Pack, ...]]):
             return [self[i] for i in range(len(self))[step]]
         if not 0 <= step < len(self):
             raise IndexError(step)  # what ends an iteration
+        if step < self._gone:
+            raise IndexError(f"step {step} is taken and forgotten")
         each = self.packs_per_step
-        while len(self._packs) < (step + 1) * each:
+        while len(self._packs) < (step + 1 - self._gone) * each:
             self._packs.append(self._next_pack())
-        return tuple(self._packs[step * each : (step + 1) * each])
+            if len(self._packs) % each == 0:
+                self._digests[self._gone + len(self._packs) // each] = self._hash.hexdigest()
+        start = (step - self._gone) * each
+        return tuple(self._packs[start : start + each])
+
+    def digest(self, steps: int) -> str:
+        """A hash of the samples of the first so many steps."""
+        if steps not in self._digests:
+            self[steps - 1]
+        return self._digests[steps]
+
+    def forget(self, before: int) -> None:
+        """Let go of the steps before one, and of samples that no later one has."""
+        del self._packs[: (before - self._gone) * self.packs_per_step]
+        self._gone = before
+        self._digests = {step: digest for step, digest in self._digests.items() if step >= before}
+        needed = [min(pack.samples) for pack in self._packs]
+        self._corpus.forget(min([*needed, self._filler.oldest], default=0))
 
     def _next_pack(self) -> Pack:
         while len(self._filler) < WINDOW:
             self._read_window()
         samples = self._filler.pack()
+        for sample in samples:
+            self._hash.update(f"{self._corpus.name(sample)} {self._costs[sample]}\n".encode("utf-8", "surrogateescape"))
         tokens, patches, supervised = zip(*(self._costs.pop(sample) for sample in samples), strict=True)
         return Pack(tuple(samples), tokens=sum(tokens), patches=sum(patches), supervised=sum(supervised))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opsin.core.errors import DataError
+from opsin.core.errors import DataError, TrainError
 from opsin.data import index
 from opsin.train import stream
 from opsin.train.recipe import Recipe
@@ -101,3 +101,17 @@ def test_a_data_file_that_changes_under_a_run_stops_it(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"data\.json: changed"):
         start(recipe(tmp_path, {}), tmp_path / "run", Hooks(on_step=rewrite))
+
+
+@pytest.mark.parametrize("changes", [{}, STREAMED])
+def test_a_run_is_not_resumed_on_other_samples(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Pictures of one size cost the same: which samples there are counts too."""
+    made = recipe(tmp_path, changes).model_copy(update={"skip_bad": True})
+    pictures = tmp_path / "pictures"
+    (pictures / "1.png").rename(tmp_path / "1.png")
+    with pytest.raises(Killed):
+        start(made, tmp_path / "run", killed(3))
+    (tmp_path / "1.png").rename(pictures / "1.png")
+    (pictures / "4.png").unlink()
+    with pytest.raises(TrainError, match="put them back, or start a new run"):
+        resume(tmp_path / "run")

@@ -14,7 +14,7 @@ from opsin.data.loader import Loader
 from opsin.train import stream
 from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.recipe import Stage
-from opsin.train.stream import packs_from
+from opsin.train.stream import StreamSteps, packs_from
 from tests.support.models import tiny_vlm, write_data
 
 if TYPE_CHECKING:
@@ -130,13 +130,13 @@ def test_a_source_without_a_usable_sample_ends_the_run(tmp_path: Path) -> None:
         list(plan_steps(read(tmp_path, value), value, seed=0))
 
 
-def test_workers_plan_for_themselves(tmp_path: Path) -> None:
+def test_workers_read_what_is_planned_on_the_way(tmp_path: Path) -> None:
     value = stage({"kind": "llava", "path": write_data(tmp_path, pictures=30, texts=60)}, batch_tokens=200)
     batches = []
     for workers in (0, 3):
         data = read(tmp_path, value)
         packs = packs_from(plan_steps(data, value, seed=1), 2)
-        with Loader(data.examples, data.preparation, packs, workers=workers) as loader:
+        with Loader(data.examples, data.preparation, packs, workers=workers, pick=data.examples.pick) as loader:
             batches.append(list(loader))
     for one, other in zip(*batches, strict=True):
         assert one.ids == other.ids
@@ -158,3 +158,36 @@ def test_what_a_stream_cannot_have(tmp_path: Path, changes: dict[str, Any], mess
         stage(texts(tmp_path, "a", 3), **changes)
     with pytest.raises(ValueError, match="mixes by share"):
         stage(texts(tmp_path, "a", 3), texts(tmp_path, "b", 3))
+
+
+def test_a_picture_that_comes_back_changes_no_step_between_processes(tmp_path: Path) -> None:
+    """The plan is made in one place, so that no worker can see another one."""
+    source = write_data(tmp_path, pictures=30, texts=30)
+    moved = (tmp_path / "pictures" / "3.png").rename(tmp_path / "3.png")
+    value = stage({"kind": "llava", "path": source}, batch_tokens=200, steps=30)
+    data = read(tmp_path, value, skip_bad=True)
+    packs = packs_from(plan_steps(data, value, seed=1), 0)
+    with Loader(data.examples, data.preparation, packs, workers=2, pick=data.examples.pick) as loader:
+        for number, batch in enumerate(loader):
+            assert batch.ids == tuple(data.examples.id(i) for i in packs[number].samples)
+            assert batch.num_supervised == packs[number].supervised
+            if number == 5:
+                moved.rename(tmp_path / "pictures" / "3.png")
+
+
+def test_steps_that_are_taken_are_forgotten(tmp_path: Path) -> None:
+    value = stage(texts(tmp_path, "a", 30), steps=200)
+    data, other = read(tmp_path, value), read(tmp_path, value)
+    steps, whole = plan_steps(data, value, seed=0), plan_steps(other, value, seed=0)
+    assert isinstance(steps, StreamSteps)
+    assert isinstance(whole, StreamSteps)
+    held = []
+    for step in range(200):
+        packs = steps[step]
+        assert ids_of(data, [packs]) == ids_of(other, [whole[step]])
+        steps.forget(step + 1)
+        held.append(len(data.examples.parts))
+    assert max(held[100:]) <= max(held[:100])
+    assert steps.digest(200) == whole.digest(200) != whole.digest(199)
+    with pytest.raises(IndexError, match="step 3 is taken and forgotten"):
+        steps[3]
