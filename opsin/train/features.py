@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from opsin.model.vlm import Vlm
 from opsin.vision.picture import picture_bytes
 from opsin.vision.resolution import Resolution
 
+Item = TypeVar("Item")
 Progress = Callable[[int, int], None]
-"""Told (media done, media to do)."""
+"""Told (done, to do)."""
 
 BATCH_BYTES = 16 * 3 * 384 * 384
 """Pixels decoded and encoded at a time, at least one medium."""
@@ -104,21 +106,24 @@ class FeatureCache:
             on_line(f"{error}; computing the features again")
             self.path.unlink()
 
-    def add(self, seen: Iterable[Seen], on_progress: Progress = lambda _done, _all: None) -> int:
+    def add(self, seen: Iterable[Seen]) -> int:
         """Compute what is not there yet and save; returns how many media were computed.
 
-        Media that are damaged are told by `get`, to whom needs them.
+        Media are taken one after the other, and none is kept. Those that are damaged are told by `get`, to whom needs
+        them.
         """
+        before, size = len(self), 0
         missing: dict[str, Seen] = {}
         for pair in seen:
             key = self._key(pair)
-            if key not in self._rows:
-                missing[key] = pair
-        before, done = len(self), 0
-        for part in _batches(missing):
-            self._encode({key: missing[key] for key in part})
-            done += len(part)
-            on_progress(done, len(missing))
+            if key in self._rows or key in self._damaged or key in missing:
+                continue
+            if missing and size + pair[1].bytes > BATCH_BYTES:
+                self._encode(missing)
+                missing, size = {}, 0
+            missing[key] = pair
+            size += pair[1].bytes
+        self._encode(missing)
         if len(self) > before:
             self._save()
         return len(self) - before
@@ -154,9 +159,14 @@ class FeatureCache:
     def _key(self, pair: Seen) -> str:
         """What decides the features: the medium's bytes, and what is cut from it (the file's name has all the rest)."""
         medium, layout = pair
+        return f"{self._digest(medium)} {layout.frames} x {layout.canvas} in tiles {layout.tiles}"
+
+    def _digest(self, medium: Medium) -> str:
+        if isinstance(medium, Picture) and medium.data is not None:  # keeping it would keep its bytes
+            return medium_digest(medium)
         if medium not in self._digests:
             self._digests[medium] = medium_digest(medium)
-        return f"{self._digests[medium]} {layout.frames} x {layout.canvas} in tiles {layout.tiles}"
+        return self._digests[medium]
 
     def _save(self) -> None:
         features_PC = torch.cat(list(self._rows.values()))
@@ -166,17 +176,11 @@ class FeatureCache:
             save_file({"features": features_PC}, temporary, metadata=metadata)
 
 
-def _batches(missing: Mapping[str, Seen]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for key, (_, layout) in missing.items():
-        if batch and size + layout.bytes > BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(key)
-        size += layout.bytes
-    if batch:
-        yield batch
+def telling(items: Sequence[Item], on_progress: Progress) -> Iterator[Item]:
+    """The items, each told when the next one is asked for."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        on_progress(done, len(items))
 
 
 def _tensor_digest(tensor: Tensor) -> str:

@@ -76,7 +76,7 @@ class ProgressHooks:
 
     def on_features(self, done: int, total: int) -> None:
         """Progress of the feature cache."""
-        self._advance("features", done, total, f"{done}/{total} pictures")
+        self._advance("features", done, total, "")
 
     @contextmanager
     def bar(self, name: str) -> Iterator[Callable[[int, int], None]]:

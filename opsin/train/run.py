@@ -31,7 +31,7 @@ from opsin.model.lora import merge_lora, require_peft
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import StageData, plan_steps, read_stage
-from opsin.train.features import FeatureCache
+from opsin.train.features import FeatureCache, telling
 from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affected, name_damaged, tell_damaged
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser, store_parts
@@ -239,7 +239,7 @@ def _build_loop(work: Work, index: int, model: Vlm, out: Path, hooks: Hooks) -> 
 def _features(model: Vlm, stage: Stage, examples: Corpus, hooks: Hooks, *, skip_bad: bool) -> FeatureCache:
     cache = FeatureCache(model, examples.preparation)
     cache.load_or_forget(hooks.on_line)
-    computed = cache.add((pair for example in examples for pair in example.seen), hooks.on_features)
+    computed = cache.add(pair for example in telling(examples, hooks.on_features) for pair in example.seen)
     if cache.damaged and not skip_bad:
         raise DataError(list(_damaged(examples, cache)), DAMAGED)
     damaged = f", {cache.damaged} are damaged" if cache.damaged else ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from opsin.core.errors import DamagedPictureError, PictureError
 from opsin.core.types import Member, Picture
@@ -40,7 +40,22 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_CHUNKS = 20_000
 """Chunks of a PNG that are looked at: more than a picture of the size limit has."""
 
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
+
+DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+)
+"""What Pillow raises for damaged files; the second row is of plug-ins that compute with what they read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +181,7 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
             ) from None
         with image:
             check_size(picture.name, image.height, image.width)
-            with suppress(*DECODER_ERRORS):  # an unreadable EXIF block is ignored by exif_transpose as well
+            with suppress(*DECODER_ERRORS):  # of an unreadable EXIF block, what could be read counts
                 _read_exif(image, stream)
             yield image
 
@@ -202,7 +217,7 @@ def picture_size(picture: Picture) -> PictureSize:
         PictureError: the picture cannot be opened or is over a limit.
     """
     with _opened(picture) as image:
-        rotated = Image.Image.getexif(image).get(EXIF_ORIENTATION) in ROTATED_BY_EXIF
+        rotated = _orientation(image) in ROTATED_BY_EXIF
         height, width = (image.width, image.height) if rotated else (image.height, image.width)
         return PictureSize(height, width, animated=_animated(image))
 
@@ -253,10 +268,14 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except DECODER_ERRORS:
-        return image
+    turn = UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF numbers it; 1 is upright, and so is a picture without a number."""
+    value = Image.Image.getexif(image).get(EXIF_ORIENTATION)
+    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -6,9 +6,12 @@ limits of size, orientation, transparency, what is no picture.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
+import struct
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -249,3 +252,36 @@ def test_checking_and_training_refuse_the_same_samples_in_the_same_words(tmp_pat
             refused.append(str(error))
     assert len(refused) == len(files) - 2
     assert [problem.text for problem in check(source_of(path), decode=True).problems] == refused
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_a_cut_animation_is_a_picture_or_refused(kind: str) -> None:
+    """Wherever it is cut: never another error, which would not name the file."""
+    frames = [Image.effect_noise((24, 16), 80).convert("RGB") for _ in range(3)]
+    whole = io.BytesIO()
+    frames[0].save(whole, kind, save_all=True, append_images=frames[1:])
+    content = whole.getvalue()
+    for end in range(1, len(content), max(1, len(content) // 400)):
+        picture = Picture(data=content[:end])
+        for look in (picture_size, open_picture):
+            with contextlib.suppress(PictureError):
+                look(picture)
+
+
+def test_a_bent_exif_block_turns_the_picture_as_its_header_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = io.BytesIO()
+    Image.effect_noise((40, 30), 60).save(whole, "PNG", exif=exif)
+    content = whole.getvalue()
+    start = content.index(b"eXIf")
+    noise = np.random.default_rng(0)
+    for _ in range(300):
+        bent = bytearray(content)
+        for place in noise.integers(start + 4, start + 60, 3):
+            bent[place] = noise.integers(256)
+        length = struct.unpack(">I", content[start - 4 : start])[0]
+        bent[start + 4 + length : start + 8 + length] = struct.pack(">I", zlib.crc32(bent[start : start + 4 + length]))
+        picture = Picture(data=bytes(bent))
+        size = picture_size(picture)
+        assert open_picture(picture).size == (size.width, size.height)
