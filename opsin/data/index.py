@@ -37,7 +37,8 @@ Progress = Callable[[int], None]
 class Index:
     """Samples of a source, in its order; `problems` are of its records that cannot be used.
 
-    `counts` are what the source's reader counted, `last` says that the source ends here.
+    `counts` are what the source's reader counted, `last` says that the source ends here, `cut` are those of `problems`
+    behind which the rest of a file cannot be read.
     """
 
     costs: Costs
@@ -46,6 +47,7 @@ class Index:
     counts: Counts
     problems: tuple[str, ...] = ()
     last: bool = True
+    cut: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,6 +66,7 @@ class Index:
             counts=sum((part.counts for part in parts), Counter()),
             problems=tuple(itertools.chain.from_iterable(part.problems for part in parts)),
             last=parts[-1].last,
+            cut=tuple(itertools.chain.from_iterable(part.cut for part in parts)),
         )
 
 
@@ -134,12 +137,13 @@ class Chunks:
         read: deque[Located | Unusable] = deque()  # records that were read, in order, until they are measured
         for measured in measure(self._passing(read), self._preparation, self._workers, self._timeout):
             while isinstance(found := read.popleft(), Unusable):
-                made.problems += found.problems
+                made.refuse(found)
             made.add(found, measured)
             self._counts.update(measured.notes)
             self._on_progress(int(measured.row is not None))
         for found in read:  # behind the last good one
-            made.problems += found.problems if isinstance(found, Unusable) else ()
+            if isinstance(found, Unusable):
+                made.refuse(found)
         self._next += 1
         return made.index(self._counts - before, last=self._ended), made.media
 
@@ -163,7 +167,13 @@ class _Chunk:
         self.addresses: list[Address] = []
         self.ids: list[str] = []
         self.problems: list[str] = []
+        self.cut: list[str] = []
         self.media: dict[str, Stamp] = {}
+
+    def refuse(self, record: Unusable) -> None:
+        """One more record that cannot be used."""
+        self.problems += record.problems
+        self.cut += record.problems if record.rest else ()
 
     def add(self, located: Located, measured: Measured) -> None:
         """One more sample."""
@@ -185,6 +195,7 @@ class _Chunk:
             counts=counts,
             problems=tuple(self.problems),
             last=last,
+            cut=tuple(self.cut),
         )
 
 

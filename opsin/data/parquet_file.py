@@ -66,7 +66,7 @@ class ParquetFile(RecordFile):
                     number += 1
                     yield _record(self.path, row, Address(0, number, group, index))
         except _DamagedError as error:
-            yield BadRecord(f"{self.path}:row {number + 1}", str(error))
+            yield BadRecord(f"{self.path}:row {number + 1}", str(error), rest=True)
 
     def _content(self, path: Path, state: FileState) -> Any:
         tail = read_part(path, state, max(0, state.bytes - TAIL_BYTES), TAIL_BYTES)

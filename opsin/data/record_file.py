@@ -58,17 +58,19 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A place that cannot be read."""
+    """A place that cannot be read; `rest` says that nothing behind it in its file can be, either."""
 
     where: str
     problem: str
+    rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A record that cannot be used, and all that is wrong with it."""
+    """A record that cannot be used, and all that is wrong with it; `rest`: so is the rest of its file."""
 
     problems: tuple[str, ...]
+    rest: bool = False
 
 
 Located = tuple[Address, Conversation]
@@ -127,7 +129,7 @@ class RecordSource(Portion):
         self.states  # noqa: B018 (the files are what they are now)
         for record in self._records(counts):
             if isinstance(record, BadRecord):
-                yield Unusable((f"{record.where}: {record.problem}",))
+                yield Unusable((f"{record.where}: {record.problem}",), record.rest)
                 continue
             try:
                 conversation = self.conversation(record, counts)

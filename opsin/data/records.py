@@ -80,7 +80,7 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
                 yield Record(f"{path}:{address.line}", f"line {address.line}", value, address)
         except JsonError as error:
             line, column, problem = error.args
-            yield BadRecord(f"{path}:{line}:{column}", problem)
+            yield BadRecord(f"{path}:{line}:{column}", problem, rest=True)
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[Record | BadRecord]:

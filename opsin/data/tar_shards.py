@@ -64,7 +64,7 @@ class TarShards(RecordSource):
                 check_unchanged(shard, state)
                 start = offset + -(-length // BLOCK) * BLOCK
             for offset, problem in index.problems:
-                yield BadRecord(f"{shard}:byte {offset}", problem)
+                yield BadRecord(f"{shard}:byte {offset}", problem, rest=True)
 
     def _content(self, path: Path, state: FileState) -> Any:
         return *state, sha256_bytes(repr(tar_index(path, state).places).encode("utf-8", "surrogateescape"))
