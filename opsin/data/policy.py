@@ -5,11 +5,13 @@ A sample is never cut: whole exchanges go, or its media are shown smaller, or al
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from opsin.core.errors import ModelError, RenderError
-from opsin.core.types import Clip, Conversation, Example
+from opsin.core.types import Clip, Conversation, Example, Picture
 from opsin.data.example import WHOLE, Fit, Preparation, make_example, shrunk
 from opsin.data.plan import Budget
 from opsin.vision.shrinking import ladder
@@ -68,19 +70,35 @@ def _unusable(reason: str) -> Fitted:
 
 
 def _truncated(conversation: Conversation, preparation: Preparation, most: Budget) -> Fitted:
-    """One exchange less at a time: a picture that is left alone can cost more than several did."""
-    exchanges = sum(turn.role == "assistant" for turn in conversation.turns)
+    """The most exchanges that fit, found by halving: more of them cost more, with one exception.
+
+    A picture that is left alone can cost more than several did, so those with several are searched before the others.
+    """
+    shown = [
+        sum(isinstance(part, Picture) for part in turn.parts) for turn in conversation.turns if turn.role == "user"
+    ]
+    exchanges = len(shown)
+    alone = min(bisect_right(list(accumulate(shown)), 1), exchanges - 1)  # so many have at most one picture
     reason = "dropped, since no fewer exchanges have anything to learn"
-    for kept in range(exchanges - 1, 0, -1):
-        truncated = Fit(exchanges=kept)
-        try:
-            example = make_example(conversation, preparation, fit=truncated)
-        except RenderError:  # no answer among them has text
-            continue
-        over = _over(example.num_tokens, example.num_patches, most)
-        if not over:
-            return Fitted(example, truncated, f"{kept} of {exchanges} exchanges kept, {example.num_tokens:,} tokens")
-        reason = f"dropped, since the first {kept} of its {exchanges} exchanges have {over}"
+    for low, high in ((alone + 1, exchanges), (1, alone + 1)):
+        longest = None
+        while low < high:
+            kept = (low + high) // 2
+            truncated = Fit(exchanges=kept)
+            try:
+                example = make_example(conversation, preparation, fit=truncated)
+            except RenderError:  # no answer among them has text
+                low = kept + 1
+                continue
+            if over := _over(example.num_tokens, example.num_patches, most):
+                reason = f"dropped, since the first {kept} of its {exchanges} exchanges have {over}"
+                high = kept
+            else:
+                text = f"{kept} of {exchanges} exchanges kept, {example.num_tokens:,} tokens"
+                longest = Fitted(example, truncated, text)
+                low = kept + 1
+        if longest is not None:
+            return longest
     return _unusable("dropped, since it has only one exchange" if exchanges == 1 else reason)
 
 

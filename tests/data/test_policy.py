@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from opsin.checkpoint.prepare import preparation
-from opsin.core.types import Clip, Conversation, Picture, Turn
-from opsin.data.example import Fit, Preparation, make_example
+from opsin.core.types import Clip, Conversation, Example, Picture, Turn
+from opsin.data import policy
+from opsin.data.example import WHOLE, Fit, Preparation, make_example
 from opsin.data.plan import Budget
 from opsin.data.policy import fit
 from opsin.data.user_turn import user_turn
@@ -61,13 +62,37 @@ def test_the_last_exchanges_go_and_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_a_picture_that_is_left_alone_can_cost_more_than_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", [0, 2])
+def test_a_picture_that_is_left_alone_can_cost_more_than_two(tmp_path: Path, between: int) -> None:
     prepare = prepared(tmp_path, ANY_RES)
-    conversation = talk(*(user_turn("What?", [picture(tmp_path, n, (128, 128))]) for n in range(3)))
-    costs = [make_example(conversation, prepare, fit=Fit(exchanges=n)).num_tokens for n in (1, 2, 3)]
-    assert costs[1] < costs[2] < costs[0]
-    fitted = fit(conversation, prepare, Budget(costs[1], NO_LIMIT), "truncate_turns")
-    assert fitted.fit == Fit(exchanges=2)
+    shown = [user_turn("?", [picture(tmp_path, n, (128, 128))]) for n in range(3)]
+    conversation = talk(shown[0], *[user_turn("?")] * between, *shown[1:], answer="x")
+    numbers = range(1, between + 4)
+    costs = [make_example(conversation, prepare, fit=Fit(exchanges=n)).num_tokens for n in numbers]
+    two = costs[between + 1]
+    assert two < min(costs[between], costs[-1])
+    fitted = fit(conversation, prepare, Budget(two, NO_LIMIT), "truncate_turns")
+    assert fitted.fit == Fit(exchanges=between + 2)
+
+
+def test_a_long_conversation_is_not_rendered_once_for_every_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = prepared(tmp_path, Square(size=32))
+    conversation = talk(*(user_turn(f"Number {n}?") for n in range(400)))
+    rendered: list[int | None] = []
+
+    def counted(*args: Any, fit: Fit = WHOLE) -> Example:
+        rendered.append(fit.exchanges)
+        return make_example(*args, fit=fit)
+
+    monkeypatch.setattr(policy, "make_example", counted)
+    fitted = fit(conversation, prepare, Budget(200, 0), "truncate_turns")
+    assert fitted.example is not None
+    assert fitted.fit.exchanges is not None
+    assert len(rendered) <= 10  # 400 halved until one is left, and the whole
+    longer = make_example(conversation, prepare, fit=Fit(exchanges=fitted.fit.exchanges + 1))
+    assert fitted.example.num_tokens <= 200 < longer.num_tokens
 
 
 @pytest.mark.parametrize(
