@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 WHOLE = 1e-6
 """How far shares that should sum to 1 may be from it."""
 
+MOST = 10**8
+"""Samples of an epoch; its plan is held in memory, which takes some 100 bytes for each of them."""
+
 
 class Portion(BaseModel):
     """How much of a source an epoch takes; by default every sample once. At most one of:
@@ -29,7 +32,7 @@ class Portion(BaseModel):
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     weight: float | None = Field(default=None, gt=0, le=1000)
-    number: int | None = Field(default=None, ge=1, le=10**12)
+    number: int | None = Field(default=None, ge=1, le=MOST)
     share: float | None = Field(default=None, gt=0, le=1)
     pick: Literal["random", "first", "last"] = "random"
 
@@ -57,13 +60,23 @@ def check_shares(portions: Sequence[Portion]) -> None:
         raise ValueError(f"the shares are {total:g} together, which leaves nothing to the sources without one")
 
 
-def amounts(portions: Sequence[Portion], sizes: Sequence[int]) -> list[int]:
-    """How many samples of each source an epoch takes; the sizes are how many there are.
+def needed(portions: Sequence[Portion]) -> list[bool]:
+    """Which sources must have a sample: those that say how much is taken of them.
 
-    Where every source has a share, the epoch is as long as it can be without seeing a sample twice.
+    Where one says a share all must, since a share is of what the others give.
+    """
+    shares = any(portion.share is not None for portion in portions)
+    return [shares or portion.weight is not None or portion.number is not None for portion in portions]
+
+
+def amounts(portions: Sequence[Portion], sizes: Sequence[int]) -> list[int]:
+    """How many samples of each source an epoch takes; the sizes are how many there are, not 0 for those `needed`.
+
+    Where every source has a share, the epoch is as long as it can be without seeing a sample twice. A share is at least
+    one sample.
 
     Raises:
-        ValueError: the shares do not go together (`check_shares`).
+        ValueError: the shares do not go together (`check_shares`), or the epoch is too long to be planned.
     """
     check_shares(portions)
     fixed = [_fixed(portion, size) for portion, size in zip(portions, sizes, strict=True)]
@@ -72,18 +85,22 @@ def amounts(portions: Sequence[Portion], sizes: Sequence[int]) -> list[int]:
         total = min((size / (portion.share or 1) for portion, size in zip(portions, sizes, strict=True)), default=0.0)
     else:
         total = sum(number for number in fixed if number is not None) / (1 - shares)
-    return [
-        math.floor((portion.share or 0) * total + 0.5) * bool(size) if number is None else number
-        for portion, number, size in zip(portions, fixed, sizes, strict=True)
+    taken = [
+        max(1, math.floor((portion.share or 0) * total + 0.5)) if number is None else number
+        for portion, number in zip(portions, fixed, strict=True)
     ]
+    if sum(taken) > MOST:
+        raise ValueError(
+            f"an epoch of {sum(taken):,} samples is more than the {MOST:,} that can be planned at once; take less of "
+            "the sources, or read them with order: stream"
+        )
+    return taken
 
 
 def _fixed(portion: Portion, size: int) -> int | None:
     """The number of samples that does not depend on the other sources; None for a share."""
     if portion.share is not None:
         return None
-    if size == 0:
-        return 0
     if portion.number is not None:
         return portion.number
     return max(1, math.floor((portion.weight or 1.0) * size + 0.5)) if portion.weight is not None else size
@@ -95,8 +112,6 @@ def draw(portion: Portion, name: str, size: int, amount: int, *, seed: int, epoc
     No sample is there twice before every one is there once.
     """
     turn = np.arange(amount, dtype=np.int64)
-    if size == 0:
-        return turn[:0]
     if portion.pick == "first" or amount == size:
         return turn % size
     if portion.pick == "last":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from opsin.core.files import sha256_bytes
 from opsin.data.corpus import Corpus
 from opsin.data.example import Preparation
 from opsin.data.index import index_of
-from opsin.data.mixture import Portion, amounts, draw
+from opsin.data.mixture import Portion, amounts, draw, needed
 from opsin.data.plan import Pack, plan_epoch
 from opsin.model.config import ModelConfig
 from opsin.text.tokenizer import Tokenizer
@@ -51,7 +51,8 @@ def read_stage(
 
     Raises:
         DataError: with every problem of every record, unless `skip_bad`; a sample over a pack's budget or the language
-            model's context is one, unless the stage says what to do with it. There are no samples.
+            model's context is one, unless the stage says what to do with it. There are no samples, or none of a
+            source of which the mixture takes some; an epoch is too long to be planned.
     """
     prepare = preparation(config, tokenizer, stage.template, stage.resolution)
     selection = Selection.of(stage, config, prepare)
@@ -59,15 +60,42 @@ def read_stage(
     corpus = Corpus(prepare, sources=stage.sources)
     if stage.order == "stream":
         return StageData(corpus, (), found, Reading(selection, found, skip_bad, on_progress))
+    empty: dict[str, Found] = {}
     for name, source in stage.sources.items():
         index = index_of(source, prepare, partial(on_progress, name), workers=stage.workers)
-        corpus.add(selection.part(name, source, index, found))
+        own = Found()
+        part = selection.part(name, source, index, own)
+        corpus.add(part)
+        found.add(own)
+        if not len(part):
+            empty[name] = own
     if found.refused and not skip_bad:
         raise DataError(found.refused, ADVICE)
     if not len(corpus):
         lost = (*found.refused, *found.dropped)
         raise DataError([f"stage {stage.name!r}: its sources hold no sample that it can use", *lost])
-    return StageData(corpus, tuple(amounts(stage.data, [len(part) for part in corpus.parts])), found)
+    _check_mixture(stage, empty)
+    try:
+        return StageData(corpus, tuple(amounts(stage.data, [len(part) for part in corpus.parts])), found)
+    except ValueError as error:
+        raise DataError([f"stage {stage.name!r}: {error}"]) from None
+
+
+def _check_mixture(stage: Stage, empty: Mapping[str, Found]) -> None:
+    """Refuse sources without a sample that the stage can use, if the mixture takes some of them."""
+    problems = []
+    for (name, source), is_needed in zip(stage.sources.items(), needed(stage.data), strict=True):
+        if name in empty and is_needed:
+            found = empty[name]
+            lost = [f"{len(found.refused):,} cannot be used", f"{len(found.dropped):,} dropped", *found.notes]
+            problems += [
+                f"stage {stage.name!r}: source {name!r} ({source.path}) has no sample that the stage can use "
+                f"({'; '.join(lost)}), but the mixture takes some of it; remove it, or see why they are left out",
+                *found.refused,
+                *found.dropped,
+            ]
+    if problems:
+        raise DataError(problems)
 
 
 def mixture_digest(stage: Stage) -> str:
@@ -81,6 +109,9 @@ def plan_steps(data: StageData, stage: Stage, seed: int) -> Sequence[tuple[Pack,
     """The packs of every optimiser step of a stage, in order: a pure function of the data, the stage and the seed.
 
     Those of a stage that streams are planned when they are looked at.
+
+    Raises:
+        DataError: so small a part of an epoch holds no pack.
     """
     if data.reading is not None:
         return StreamSteps(data.reading, data.examples, seed)
@@ -93,7 +124,10 @@ def plan_steps(data: StageData, stage: Stage, seed: int) -> Sequence[tuple[Pack,
             samples = np.concatenate([_drawn(data, stage, part, seed, epoch) for part in group])
             plan = plan_epoch(costs, stage.budget, seed=seed, epoch=epoch, samples=samples)
             share = min(1.0, stage.epochs - epoch)
-            packs += plan.packs[: math.ceil(share * len(plan.packs))]
+            # Rounded, since 1.1 - 1 is a little over 0.1.
+            packs += plan.packs[: math.ceil(round(share * len(plan.packs), 6))]
+    if not packs:
+        raise DataError([f"stage {stage.name!r}: epochs {stage.epochs:g} are no whole pack, so 0 steps; raise epochs"])
     # The last, smaller step counts too: no sample is dropped, and the loss is normalised by the step's own tokens.
     steps = [tuple(packs[i : i + stage.packs_per_step]) for i in range(0, len(packs), stage.packs_per_step)]
     return steps[: stage.steps]

@@ -47,6 +47,13 @@ class Found:
         """What was done to samples, counted."""
         return [f"{count:,} {name}" for name, count in sorted(self.counts.items()) if name not in CONTENTS]
 
+    def add(self, other: Found) -> None:
+        """What happened elsewhere too."""
+        self.counts += other.counts
+        self.refused += other.refused
+        self.dropped += other.dropped
+        self.shortened += other.shortened
+
 
 @dataclass(frozen=True)
 class Selection:

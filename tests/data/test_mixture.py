@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from opsin.data.mixture import Portion, amounts, draw
+from opsin.data.mixture import Portion, amounts, draw, needed
 
 SIZE = st.integers(1, 50)
 
@@ -93,6 +93,21 @@ def test_the_draw_depends_on_seed_and_name_alone() -> None:
     assert drawn("a", 0) != drawn("b", 0)
 
 
-def test_an_empty_source_gives_nothing() -> None:
-    assert amounts(portions({}, {"number": 5}, {"share": 0.5}), [0, 0, 0]) == [0, 0, 0]
+def test_a_share_is_at_least_one_sample() -> None:
+    assert amounts(portions({"share": 0.01}, {}), [5, 20]) == [1, 20]
+    assert amounts(portions({"share": 0.999}, {"share": 0.001}), [10, 5]) == [10, 1]
+
+
+def test_which_sources_must_hold_samples() -> None:
+    assert needed(portions({}, {"weight": 2}, {"number": 3})) == [False, True, True]
+    assert needed(portions({}, {"share": 0.5})) == [True, True]  # half of what, if the other is empty?
+    assert amounts(portions({}, {"number": 3}), [0, 9]) == [0, 3]
     assert draw(Portion(), "a", 0, 0, seed=0, epoch=0).tolist() == []
+
+
+def test_an_epoch_that_is_too_long_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 100000000"):
+        Portion.model_validate({"number": 10**12})
+    with pytest.raises(ValueError, match="epoch of 1,000,000,000 samples is more than the 100,000,000 that can be"):
+        amounts(portions({"weight": 1000}), [10**6])
+    assert amounts(portions({"weight": 100}), [10**6]) == [10**8]

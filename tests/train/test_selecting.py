@@ -170,3 +170,53 @@ def test_the_mixtures_hash_does_not_depend_on_the_folder(tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     here, there = texts(tmp_path, "a", 3), texts(tmp_path / "other", "a", 3)
     assert mixture_digest(stage(here)) == mixture_digest(stage(there))
+
+
+@pytest.mark.parametrize("amount", ["share", "weight", "number"])
+def test_a_source_of_which_nothing_is_left_is_refused_by_name(tmp_path: Path, amount: str) -> None:
+    value = {"share": 0.5, "weight": 2, "number": 3}[amount]
+    other = {"share": 0.5} if amount == "share" else {}
+    endless = [{"id": f"b-{n}", "conversations": turns(("Say", "so " * 90))} for n in range(2)]
+    broken = {"id": "none", "conversations": []}
+    source = write(tmp_path, "b", [*endless, broken]) | {amount: value, "name": "charts"}
+    mixture = stage(texts(tmp_path, "a", 5) | other, source, too_long="drop")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, mixture, skip_bad=True)
+    first, *lost = caught.value.problems
+    assert "source 'charts'" in first
+    assert "b.json) has no sample that the stage can use (1 cannot be used; 2 dropped)" in first
+    assert [name in line for name, line in zip(["(none)", "(b-0)", "(b-1)"], lost, strict=True)] == [True] * 3
+
+
+def test_samples_of_other_kinds_are_why_a_source_is_empty(tmp_path: Path) -> None:
+    mixture = stage(every_kind(tmp_path) | {"share": 0.5}, texts(tmp_path, "a", 3), only=["image"])
+    with pytest.raises(DataError, match=r"source 'a' .*; 3 samples left out: not of the stage's kinds\), but the mix"):
+        read(tmp_path, mixture)
+
+
+def test_an_epoch_that_is_too_long_is_refused_before_it_is_planned(tmp_path: Path) -> None:
+    number = {"number": 60_000_000}
+    mixture = stage(texts(tmp_path, "a", 3) | number, texts(tmp_path, "b", 3) | number)
+    with pytest.raises(DataError, match="stage 'x': an epoch of 120,000,000 samples is more than the 100,000,000"):
+        read(tmp_path, mixture)
+
+
+def packs_of(data: StageData, source: dict[str, Any], epochs: float) -> int:
+    return len(plan_steps(data, stage(source, epochs=epochs), 0))
+
+
+def test_a_part_of_an_epoch_is_so_many_of_its_packs(tmp_path: Path) -> None:
+    source = texts(tmp_path, "a", 40)
+    data = read(tmp_path, stage(source))
+    whole = packs_of(data, source, 1)
+    assert whole % 10 == 0
+    assert packs_of(data, source, 1.1) == whole + whole // 10  # though 1.1 - 1 is more than 0.1
+    assert packs_of(data, source, 2.5) == 2 * whole + whole // 2
+    assert packs_of(data, source, 0.5 / whole) == 1  # a pack that is begun is taken
+    assert packs_of(data, source, 1.5 / whole) == 2
+
+
+def test_a_stage_of_no_step_is_refused(tmp_path: Path) -> None:
+    source = texts(tmp_path, "a", 4)
+    with pytest.raises(DataError, match="stage 'x': epochs 1e-12 are no whole pack, so 0 steps"):
+        packs_of(read(tmp_path, stage(source)), source, 1e-12)
