@@ -16,7 +16,7 @@ from opsin.model.config import ModelConfig
 from opsin.text.templates import VicunaV1
 from opsin.text.tokenizer import Tokenizer
 from opsin.vision.resolution import AnyRes, Native, Square
-from tests.support.models import dialogue, draw_picture, model_value
+from tests.support.models import dialogue, draw_picture, encoder_value, model_value
 from tests.support.tokenizers import chatml_tokenizer_dir, llama_tokenizer_dir
 
 
@@ -76,6 +76,21 @@ def test_the_digest_names_what_examples_depend_on(tmp_path: Path) -> None:
         preparation(parts(tmp_path / "e", {"video": {"kind": "even"}})[0], tokenizer).digest,
     }
     assert len(found - {digest}) == 8
+
+
+def test_the_digest_tells_towers_that_see_all_of_a_picture_from_those_that_trim_it(tmp_path: Path) -> None:
+    encoder = {"interpolate_positions": True}
+    kept, trimmed = (
+        parts(
+            tmp_path,
+            {"encoder": encoder_value("siglip", image_size=side) | encoder},
+            encoder="siglip",
+            resolution="native",
+        )
+        for side in (32, 48)
+    )
+    assert (kept[0].tower.trims, trimmed[0].tower.trims) == (False, True)
+    assert preparation(*kept).digest != preparation(*trimmed).digest
 
 
 def test_the_digest_follows_every_file_of_the_tokenizer(tmp_path: Path) -> None:
