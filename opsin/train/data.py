@@ -20,7 +20,7 @@ from opsin.data.plan import Pack, plan_epoch
 from opsin.model.config import ModelConfig
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.recipe import Stage
-from opsin.train.selecting import ADVICE, Found, Selection
+from opsin.train.selecting import Found, Selection
 from opsin.train.stream import Progress, Reading, StreamSteps, quiet
 
 
@@ -69,8 +69,7 @@ def read_stage(
         found.add(own)
         if not len(part):
             empty[name] = own
-    if found.refused and not skip_bad:
-        raise DataError(found.refused, ADVICE)
+    found.check(skip_bad=skip_bad)
     if not len(corpus):
         lost = (*found.refused, *found.dropped)
         raise DataError([f"stage {stage.name!r}: its sources hold no sample that it can use", *lost])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from opsin.core.errors import DataError
 from opsin.core.types import Conversation
 from opsin.data.corpus import Part
 from opsin.data.costs import KINDS, Costs, cost_of
@@ -24,6 +25,7 @@ from opsin.train.recipe import Stage
 CONTENTS = frozenset({"conversations", "turns", "pictures", "clips"})
 """Counts of what a source holds; the others tell what was done to it."""
 
+WHOLE_FILES = "a file that is damaged in its middle is not a bad record to be skipped: repair it, or fetch it again"
 ADVICE = "`opsin data check FILE ...` lists them; `opsin train RECIPE --skip-bad` trains without them"
 """What to do about records that cannot be used."""
 
@@ -33,12 +35,14 @@ class Found:
     """What happened to samples while a stage was read.
 
     - `counts`: what was counted
-    - `refused`: one line for every record that cannot be used
+    - `refused`: one line for every record that cannot be used; `cut` are those that are the end of their file, though
+      there is more of it
     - `dropped`, `shortened`: one line for every sample that the length policy leaves out or makes shorter
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     shortened: list[str] = field(default_factory=list)
 
@@ -47,10 +51,22 @@ class Found:
         """What was done to samples, counted."""
         return [f"{count:,} {name}" for name, count in sorted(self.counts.items()) if name not in CONTENTS]
 
+    def check(self, *, skip_bad: bool) -> None:
+        """Refuse what cannot be used; with `skip_bad` only files that are not whole, which are no bad records.
+
+        Raises:
+            DataError: there is some.
+        """
+        if self.cut and skip_bad:
+            raise DataError(self.cut, WHOLE_FILES)
+        if self.refused and not skip_bad:
+            raise DataError(self.refused, ADVICE)
+
     def add(self, other: Found) -> None:
         """What happened elsewhere too."""
         self.counts += other.counts
         self.refused += other.refused
+        self.cut += other.cut
         self.dropped += other.dropped
         self.shortened += other.shortened
 
@@ -73,6 +89,7 @@ class Selection:
         """What the stage uses of a source; what it does not use is told to `found`."""
         found.counts += index.counts
         found.refused += index.problems
+        found.cut += index.cut
         costs, most = index.costs, self._most
         wanted = np.isin(costs.kinds, [KINDS.index(kind) for kind in self.stage.only or KINDS])
         if left := int((~wanted).sum()):

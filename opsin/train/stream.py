@@ -20,7 +20,7 @@ from opsin.data.corpus import Corpus, Part
 from opsin.data.index import Chunks
 from opsin.data.plan import WINDOW, Filler, Pack
 from opsin.data.sources import Source
-from opsin.train.selecting import ADVICE, Found, Selection
+from opsin.train.selecting import Found, Selection
 
 SHUFFLED = 2048
 """Samples of a window."""
@@ -191,8 +191,7 @@ class Feed:
     def _read(self) -> Part:
         index = self._chunks.chunk(self._number)
         part = self._reading.selection.part(self._name, self._source, index, self._found)
-        if self._found.refused and not self._reading.skip_bad:
-            raise DataError(self._found.refused, ADVICE)
+        self._found.check(skip_bad=self._reading.skip_bad)
         self._usable += len(part)
         if index.last and not self._usable:
             lost = (*self._found.refused, *self._found.dropped)
