@@ -90,6 +90,58 @@ def test_a_stage_as_json(tmp_path: Path, inspect: Any, capsys: pytest.CaptureFix
     assert "<article" in out.read_text(encoding="utf-8")
 
 
+MIXED = [{"name": "a", "number": 3}, {"name": "b", "weight": 1.5}, {"name": "c", "share": 0.25}]
+STREAMED = [{"name": "a", "share": 0.5}, {"name": "b", "share": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("sources", "changes", "available", "epoch"),
+    [
+        (MIXED, {"epochs": 2}, 24, 20),  # 3, 12, and a fourth of all
+        (STREAMED, {"order": "stream", "steps": 3}, 2048, None),
+        ([{"name": "a"}], {}, 8, 8),
+    ],
+)
+def test_plan_and_inspect_say_the_same_numbers(
+    tmp_path: Path,
+    inspect: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sources: list[dict[str, Any]],
+    changes: dict[str, Any],
+    available: int,
+    epoch: int | None,
+) -> None:
+    (stage, _) = recipe_value(tmp_path)["stages"]
+    (file,) = stage["data"]
+    recipe = write_recipe(tmp_path, stages=[stage | {"data": [file | source for source in sources]} | changes])
+    assert inspect(recipe, "--json") == 0
+    (seen,) = json.loads(capsys.readouterr().out)["stages"]
+    monkeypatch.setattr(sys, "argv", ["opsin", "plan", str(recipe), "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    (planned,) = json.loads(capsys.readouterr().out)
+    assert (planned["available"], planned["epoch"]) == (available, epoch)
+    same = ("available", "epoch", "samples", "tokens", "visual", "patches", "packs", "steps")
+    assert [seen[key] for key in same] == [planned[key] for key in same]
+    assert (seen["learned"], seen["fill"]) == (planned["supervised"], pytest.approx(planned["efficiency"]))
+    for one, other in zip(seen["sources"], planned["sources"], strict=True):
+        keys = ("name", "kinds", "tokens", "visual", "patches")
+        assert [one[key] for key in keys] == [other[key] for key in keys]
+        assert (one["available"], one["learned"]) == (other["samples"], other["supervised"])
+    assert all(sample["pack"] is not None for sample in seen["chosen"])
+    assert sum(planned["histogram"]) == planned["samples"]
+
+
+def test_without_colours_what_is_learned_stands_in_brackets(
+    tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect(write_recipe(tmp_path), "--stage", "align", "--id", "text-1") == 0
+    told = capsys.readouterr().out
+    assert "⟦learned⟧" in told
+    assert "⟦the answer is 1<|im_end|>⟧" in told
+
+
 def test_a_data_file_without_a_model(tmp_path: Path, inspect: Any, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = write_data(tmp_path), tmp_path / "page.html"
     assert inspect(data, "--out", out, "--samples", "2") == 0

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,23 +104,33 @@ def _view(
     recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ids: Sequence[str], samples: int, on_progress: Progress
 ) -> StageView:
     """A stage's data as training will take it; what it would refuse is listed instead of raised."""
-    from opsin.report.stage_view import StageView, named, varied
+    from opsin.report.stage_view import StageView
     from opsin.train.data import plan_steps, read_stage
 
     data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True, on_progress=on_progress)
     steps = plan_steps(data, stage, recipe.seed)
-    return StageView(
+    streamed = stage.order == "stream"
+    view = StageView(
         name=stage.name,
         examples=data.examples,
         patch=recipe.composition.encoder.patch_size,
         budget=stage.budget,
-        steps=steps[:STREAMED] if stage.order == "stream" else steps,
+        steps=steps[:STREAMED] if streamed else steps,
+        all_steps=len(steps),
+        epoch=None if streamed else sum(data.amounts),
         refused=data.found.refused,
         dropped=data.found.dropped,
         shortened=data.found.shortened,
         notes=data.found.notes,
-        chosen=named(data.examples, ids) if ids else varied(data.examples, samples),
     )
+    return _choosing(view, ids, samples)
+
+
+def _choosing(view: StageView, ids: Sequence[str], most: int) -> StageView:
+    """A view that shows the samples with these ids, or, without ids, at most so many that are chosen."""
+    from opsin.report.stage_view import named, varied
+
+    return replace(view, chosen=named(view.examples, ids) if ids else varied(view, most))
 
 
 def _data(
@@ -148,7 +159,7 @@ def _data(
     from opsin.report.inspect_json import file_value
     from opsin.report.inspect_terminal import file_lines
 
-    _give(out, as_json, lambda: page(view), lambda: file_value(view), lambda: file_lines(view))
+    _give(out, as_json, lambda: page(view), lambda: file_value(view), lambda _colours: file_lines(view))
 
 
 def _config(model: Path) -> ModelConfig:
@@ -171,19 +182,14 @@ def _as_seen(
     from opsin.checkpoint.prepare import preparation
     from opsin.data.corpus import Corpus, Part
     from opsin.data.index import index_of
-    from opsin.report.stage_view import StageView, named, varied
+    from opsin.report.stage_view import StageView
     from opsin.text.tokenizer import Tokenizer
 
     prepare = preparation(config, Tokenizer.load(config.language.tokenizer_path))
     index = index_of(source, prepare, lambda more: on_progress(path.name, more))
     examples = Corpus(prepare, [Part(path.name, source, index, np.arange(len(index)), index.costs)])
-    return StageView(
-        name=path.name,
-        examples=examples,
-        patch=config.encoder.patch_size,
-        refused=index.problems,
-        chosen=named(examples, ids) if ids else varied(examples, samples),
-    )
+    view = StageView(path.name, examples, config.encoder.patch_size, refused=index.problems)
+    return _choosing(view, ids, samples)
 
 
 def _show_stages(name: str, views: Sequence[StageView], ids: Sequence[str], out: Path | None, as_json: bool) -> None:
@@ -199,7 +205,7 @@ def _show_stages(name: str, views: Sequence[StageView], ids: Sequence[str], out:
         as_json,
         lambda: page(name, views),
         lambda: {"name": name, "stages": [stage_value(view) for view in views]},
-        lambda: (line for view in views for line in lines(view)),
+        lambda colours: (line for view in views for line in lines(view, colours=colours)),
     )
 
 
@@ -208,9 +214,12 @@ def _give(
     as_json: bool,
     page: Callable[[], str],
     value: Callable[[], Any],
-    lines: Callable[[], Iterable[Text]],
+    lines: Callable[[bool], Iterable[Text]],
 ) -> None:
-    """The page if a file is named for it; here JSON if it is asked for, or else, without a page, the lines."""
+    """The page if a file is named for it; here JSON if it is asked for, or else, without a page, the lines.
+
+    `lines` is told whether there are colours.
+    """
     if out is not None:
         write_text(out, page())
     if as_json:
@@ -219,5 +228,5 @@ def _give(
         typer.echo(f"page  {printable(str(out))}")
     else:
         console = Console(highlight=False)
-        for line in lines():
+        for line in lines(console.color_system is not None and not console.no_color):
             console.print(line, soft_wrap=True)

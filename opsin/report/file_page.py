@@ -17,8 +17,8 @@ from opsin.report.document import counts, document, folded_list, section
 from opsin.report.file_view import FileView, MediumFacts, medium_facts, shown_frames
 from opsin.report.gallery import SIDE, embedded
 from opsin.report.mixture import figure, kind_bar
-from opsin.report.pieces import counted
 from opsin.report.sight import FRAME_SIDE
+from opsin.report.words import counted, medium_names
 from opsin.text.segments import text_of
 from opsin.vision.picture import open_picture
 from opsin.vision.video import read_frames
@@ -62,39 +62,40 @@ def _sample(view: FileView, conversation: Conversation) -> str:
     told += f"; answers of {counted(answers, 'character')}"
     head = f'<h3>{_shown(conversation.id)} <span class="soft">{_shown(conversation.where)}</span></h3>'
     wrong = "".join(f'<p class="problem">{_shown(problem.text)}</p>' for problem in view.problems(conversation))
-    turns = "".join(map(_turn, conversation.turns))
+    names = medium_names(conversation)
+    turns = "".join(_turn(turn, names) for turn in conversation.turns)
     return f'<article class="card sample">{head}<p class="soft">{told}</p>{wrong}{turns}</article>\n'
 
 
-def _turn(turn: Turn) -> str:
-    return f'<div class="turn {turn.role}"><b>{turn.role}</b>{"".join(map(_part, turn.parts))}</div>'
+def _turn(turn: Turn, names: Iterator[str]) -> str:
+    parts = "".join(_part(part, names) for part in turn.parts)
+    return f'<div class="turn {turn.role}"><b>{turn.role}</b>{parts}</div>'
 
 
-def _part(part: Part) -> str:
-    return f'<div class="said">{_shown(part)}</div>' if isinstance(part, str) else _medium(part)
+def _part(part: Part, names: Iterator[str]) -> str:
+    return f'<div class="said">{_shown(part)}</div>' if isinstance(part, str) else _medium(part, next(names))
 
 
-def _medium(medium: Medium) -> str:
+def _medium(medium: Medium, name: str) -> str:
     """A medium in its place in the turn."""
-    head = f"<h4>{_shown(medium.name)}</h4>"
+    head = f"<h4>{_shown(name)}</h4>"
     try:
         facts = medium_facts(medium)
-        views = "".join(_views(medium, facts))
+        views = "".join(_views(medium, name, facts))
     except OpsinError as error:
         return f'<div class="seen">{head}<p class="problem">{_shown(str(error))}</p></div>'
     kind = "views frames" if isinstance(medium, Clip) else "views"
     return f'<div class="seen">{head}<p class="soft">{escape(facts.text)}</p><div class="{kind}">{views}</div></div>'
 
 
-def _views(medium: Medium, facts: MediumFacts) -> Iterator[str]:
+def _views(medium: Medium, name: str, facts: MediumFacts) -> Iterator[str]:
     if not isinstance(medium, Clip):
-        yield _view(open_picture(medium), SIDE, medium.name, "")
+        yield _view(open_picture(medium), SIDE, name, "")
         return
     numbers = shown_frames(medium, facts)
     if medium.path is None:
         for number in numbers:
-            frame = medium.frames[number]
-            yield _view(open_picture(frame), FRAME_SIDE, frame.name, f"frame {number}")
+            yield _view(open_picture(medium.frames[number]), FRAME_SIDE, f"frame {number}", f"frame {number}")
         return
     for number, (seconds, image) in zip(numbers, read_frames(medium.path, numbers), strict=True):
         yield _view(image, FRAME_SIDE, f"frame {number}", f"frame {number}, {seconds:.2f} s")

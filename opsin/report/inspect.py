@@ -17,6 +17,7 @@ from opsin.report.pieces import Piece, folded, pieces, shown_frames
 from opsin.report.positions import positions
 from opsin.report.sight import FRAME_SIDE, SIDE, Sight, View, patch_lines, sight, svg
 from opsin.report.stage_view import StageView
+from opsin.report.words import medium_name
 
 MOST_NEIGHBOURS = 12
 
@@ -54,7 +55,7 @@ def _sample(stage: StageView, index: int) -> str:
     )
     head = f'<h3>{_shown(example.id)} <span class="soft">{_shown(example.where)}</span></h3><p class="soft">{told}</p>'
     tokens = "".join(map(_piece, pieces(example, stage.prepare.tokenizer)))
-    media = "".join(_medium(medium, layout, stage) for medium, layout in example.seen)
+    media = "".join(_medium(*seen, medium_name(seen[0], number), stage) for number, seen in enumerate(example.seen, 1))
     body = f'<div class="tokens">{tokens}</div>{media}{positions(example)}{_pack(stage, index)}'
     return f'<article class="card sample">{head}{body}</article>\n'
 
@@ -67,9 +68,9 @@ def _piece(piece: Piece) -> str:
     return f'<span class="text{" learned" if piece.learned else ""}">{inner}</span>'
 
 
-def _medium(medium: Medium, layout: Layout, stage: StageView) -> str:
+def _medium(medium: Medium, layout: Layout, name: str, stage: StageView) -> str:
     spliced = layout.tokens if stage.prepare.spliced else 0
-    head = f"<h4>{_shown(medium.name)}</h4><p>{escape(folded(medium, layout, spliced))}</p>"
+    head = f"<h4>{_shown(name)}</h4><p>{escape(folded(medium, layout, spliced))}</p>"
     try:
         seen = sight(medium, layout, stage.prepare, stage.patch)
     except OpsinError as error:
@@ -130,7 +131,7 @@ def _pack(stage: StageView, index: int) -> str:
         return ""
     place = stage.place(index)
     if place is None:
-        why = "the stage has none, see what was refused" if not stage.steps else "a fraction of an epoch leaves it out"
+        why = "the stage has none, see what was refused" if not stage.steps else "the stage takes others of its source"
         return f'<p class="soft pack">In no pack: {why}.</p>'
     pack, budget = place.pack, stage.budget
     others = [stage.examples.id(i) for i in pack.samples if i != index]

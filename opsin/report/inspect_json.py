@@ -1,8 +1,11 @@
 """What `opsin inspect` shows, as JSON values for other programs.
 
-A stage is `{name, samples, tokens, visual, learned, patches, packs, steps, fill, patch_fill, sources, left_out, notes,
-chosen}`: numbers of all its samples, the mean fill of its packs (null without packs), for every source
-`{name, samples, kinds, drawn, tokens}`, the lines of what was refused, dropped or shortened, and of every chosen sample
+A stage is `{name, available, epoch, samples, tokens, visual, learned, patches, packs, steps, all_steps, fill,
+patch_fill, sources, left_out, notes, chosen}`: how many samples it can use, how many of them an epoch takes (null for a
+stream, of which the `available` ones were read to plan `steps` of its `all_steps`), how many different ones its packs
+hold, and tokens and patches of those packs, as `opsin plan` says them; the mean fill of its packs (null without packs),
+for every source `{name, available, kinds, drawn, tokens, visual, learned, patches}` (`drawn` counts a sample as often
+as packs hold it), the lines of what was refused, dropped or shortened, and of every chosen sample
 
 - `id`, `where`, `tokens`, `visual`, `learned` (counts), `patches`
 - `pieces`: `{kind: text | control | medium, learned, text}`, in order
@@ -16,16 +19,18 @@ A file is `{path, counts, kinds, repeated, problems, notes, chosen}` with the tu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from opsin.core.errors import OpsinError
 from opsin.core.types import Clip, Conversation, Example, Layout, Medium, Part
+from opsin.data.held import Held
 from opsin.report.file_view import FileView, medium_facts
 from opsin.report.pieces import pieces, spans
 from opsin.report.positions import AXES, ends, run_name
 from opsin.report.stage_view import StageView
+from opsin.report.words import medium_name, medium_names
 from opsin.vision.video import read_frames
 
 
@@ -36,24 +41,33 @@ def stage_value(stage: StageView) -> dict[str, Any]:
         OpsinError: a video of a chosen sample cannot be decoded.
     """
     sources = [
-        {"name": one.name, "samples": one.samples, "kinds": one.kinds, "drawn": one.drawn, "tokens": one.tokens}
-        for one in stage.sources()
+        {"name": name, "kinds": own.costs.by_kind(), "drawn": own.drawn} | _held(own)
+        for name, own in stage.sources.items()
     ]
     return {
         "name": stage.name,
-        "samples": len(stage.examples),
-        "tokens": stage.tokens,
-        "visual": stage.visual,
-        "learned": stage.learned,
-        "patches": int(stage.costs.patches.sum()),
+        "epoch": stage.epoch,
+        "samples": len(stage.held.samples),
+        **_held(stage.held),
         "packs": len(stage.packs),
         "steps": len(stage.steps),
+        "all_steps": stage.all_steps,
         "fill": _mean(stage.fill()),
         "patch_fill": _mean(stage.patch_fill()),
         "sources": sources,
         "left_out": {name.lower(): list(lines) for name, lines in stage.left_out.items()},
         "notes": list(stage.notes),
         "chosen": [_sample(stage, index) for index in stage.chosen],
+    }
+
+
+def _held(held: Held) -> dict[str, int]:
+    return {
+        "available": held.available,
+        "tokens": held.tokens,
+        "visual": held.visual,
+        "learned": held.supervised,
+        "patches": held.patches,
     }
 
 
@@ -75,7 +89,8 @@ def _sample(stage: StageView, index: int) -> dict[str, Any]:
         "patches": example.num_patches,
         "pieces": [{"kind": piece.kind, "learned": piece.learned, "text": piece.text} for piece in found],
         "media": [
-            _medium(medium, layout, media[number], layout.tokens if stage.prepare.spliced else 0)
+            {"kind": "video" if isinstance(medium, Clip) else "image", "name": medium_name(medium, number + 1)}
+            | _medium(medium, layout, media[number], layout.tokens if stage.prepare.spliced else 0)
             for number, (medium, layout) in enumerate(example.seen)
         ],
         "positions": _positions(example),
@@ -85,8 +100,6 @@ def _sample(stage: StageView, index: int) -> dict[str, Any]:
 
 def _medium(medium: Medium, layout: Layout, place: int, tokens: int) -> dict[str, Any]:
     return {
-        "kind": "video" if isinstance(medium, Clip) else "image",
-        "name": medium.name,
         "place": place,
         "tokens": tokens,
         "patches": layout.patches,
@@ -153,14 +166,15 @@ def file_value(view: FileView) -> dict[str, Any]:
 
 
 def _conversation(conversation: Conversation) -> dict[str, Any]:
-    turns = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in conversation.turns]
+    names = medium_names(conversation)
+    turns = [{"role": turn.role, "parts": [_part(part, names) for part in turn.parts]} for turn in conversation.turns]
     return {"id": conversation.id, "where": conversation.where, "turns": turns}
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: Part, names: Iterator[str]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"kind": "text", "text": part}
-    value = {"kind": "video" if isinstance(part, Clip) else "image", "name": part.name}
+    value = {"kind": "video" if isinstance(part, Clip) else "image", "name": next(names)}
     try:
         return value | asdict(medium_facts(part))
     except OpsinError as error:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import islice
 
 import numpy as np
 
 from opsin.core.terminal import printable
 from opsin.data.costs import Kind
+from opsin.data.held import Held
 from opsin.report.document import counts, folded_list
 from opsin.report.plots import bar_plot, histogram
-from opsin.report.stage_view import SourceView, StageView
+from opsin.report.stage_view import StageView
+from opsin.report.words import counted
 
 MOST_SOURCES = 24
 """Sources whose lengths are drawn by themselves."""
@@ -19,13 +22,13 @@ MOST_SOURCES = 24
 
 def mixture(stage: StageView) -> str:
     """The HTML."""
-    sources = stage.sources()
+    sources = stage.sources
     by_source = f'<div class="card sources"><h3>{_heading(stage)}</h3>{_sources(sources)}</div>'
     lists = "".join(folded_list(name, lines) for name, lines in stage.left_out.items())
     notes = f'<p class="soft">{escape(printable("; ".join(stage.notes)))}</p>' if stage.notes else ""
     none = "" if lists else '<p class="soft">No sample was refused.</p>'
     return (
-        f'<div class="columns">{counts("What there is", _told(stage))}{by_source}</div>'
+        f'<div class="columns">{counts(_head(stage), _told(stage))}{by_source}</div>'
         f'<div class="plots">{_plots(stage)}</div>{_lengths(sources)}{notes}{lists}{none}'
     )
 
@@ -34,28 +37,44 @@ def _heading(stage: StageView) -> str:
     return "What the packs hold of each source" if stage.packs else "Sources"
 
 
-def _told(stage: StageView) -> Iterable[tuple[str, int]]:
-    told = {
-        "Samples": len(stage.examples),
-        "Tokens": stage.tokens,
-        "of them text": stage.tokens - stage.visual,
-        "of them visual": stage.visual,
-        "of them learned": stage.learned,
-        "Encoder patches": int(stage.costs.patches.sum()),
-    }
-    if stage.budget is not None:
-        told |= {"Packs, all epochs": len(stage.packs), "Steps": len(stage.steps)}
-    return told.items()
+def _head(stage: StageView) -> str:
+    """What the numbers below are of."""
+    if not stage.packs:
+        return "What there is"
+    return "What all epochs take" if stage.epoch is not None else f"What {counted(len(stage.steps), 'step')} take"
 
 
-def _sources(sources: Sequence[SourceView]) -> str:
-    drawn = sum(source.drawn for source in sources)
-    tokens = sum(source.tokens for source in sources)
+def _told(stage: StageView) -> Iterator[tuple[str, int]]:
+    held = stage.held
+    if not stage.packs:
+        yield "Samples", held.available
+    elif stage.epoch is None:
+        yield "Samples of the stream read", held.available
+        yield "of them in packs", len(held.samples)
+    else:
+        yield "Samples available", held.available
+        yield "Samples an epoch", stage.epoch
+        yield "Different samples in packs", len(held.samples)
+    yield "Tokens", held.tokens
+    yield "of them text", held.tokens - held.visual
+    yield "of them visual", held.visual
+    yield "of them learned", held.supervised
+    yield "Encoder patches", held.patches
+    if stage.packs:
+        yield "Packs", len(stage.packs)
+        yield "Steps", len(stage.steps)
+        if stage.all_steps > len(stage.steps):
+            yield "of all steps", stage.all_steps
+
+
+def _sources(sources: Mapping[str, Held]) -> str:
+    drawn = sum(held.drawn for held in sources.values())
+    tokens = sum(held.tokens for held in sources.values())
     return "".join(
-        f'<h4>{escape(printable(source.name))} <span class="soft">{source.samples:,} samples</span></h4>'
-        f'<div class="groups">{_share("samples", source.drawn, drawn)}{_share("tokens", source.tokens, tokens)}'
-        f"<span>kinds</span>{kind_bar(source.kinds)}</div>"
-        for source in sources
+        f'<h4>{escape(printable(name))} <span class="soft">{counted(held.available, "sample")} available</span></h4>'
+        f'<div class="groups">{_share("samples", held.drawn, drawn)}{_share("tokens", held.tokens, tokens)}'
+        f"<span>available</span>{kind_bar(held.costs.by_kind())}</div>"
+        for name, held in sources.items()
     )
 
 
@@ -83,7 +102,7 @@ def figure(name: str, values: Sequence[float], unit: str, ends: tuple[float, flo
 
 
 def _plots(stage: StageView) -> str:
-    plots = figure("Tokens of a sample", stage.costs.tokens.tolist(), "tokens")
+    plots = figure("Tokens of a sample", stage.held.lengths.tolist(), "tokens")
     for name, unit, fill in (
         ("tokens", "batch_tokens", stage.fill()),
         ("patches", "batch_patches", stage.patch_fill()),
@@ -94,14 +113,14 @@ def _plots(stage: StageView) -> str:
     return plots
 
 
-def _lengths(sources: Sequence[SourceView]) -> str:
+def _lengths(sources: Mapping[str, Held]) -> str:
     """Every source's lengths by themselves, on one scale."""
     if len(sources) < 2:
         return ""
-    longest = max((int(source.costs.tokens.max()) for source in sources if source.samples), default=1)
+    longest = max((int(held.lengths.max()) for held in sources.values() if held.drawn), default=1)
     drawn = "".join(
-        figure(printable(source.name), source.costs.tokens.tolist(), "tokens", (0, longest))
-        for source in sources[:MOST_SOURCES]
+        figure(printable(name), held.lengths.tolist(), "tokens", (0, longest))
+        for name, held in islice(sources.items(), MOST_SOURCES)
     )
     more = len(sources) - MOST_SOURCES
     rest = f'<p class="soft">and {more:,} more sources</p>' if more > 0 else ""

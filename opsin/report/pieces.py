@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal
 
 from opsin.core.types import Clip, Example, Layout, Medium
+from opsin.report.words import counted
 from opsin.text.tokenizer import StreamDecoder, Tokenizer
 
 Kind = Literal["text", "control", "medium"]
@@ -98,7 +99,7 @@ def _text(example: Example, span: Span, tokenizer: Tokenizer) -> Iterator[Piece]
 
 
 def folded(medium: Medium, layout: Layout, tokens: int) -> str:
-    """A medium's run of visual tokens as one line, such as `<image: 4 tiles, 2340 tokens>`."""
+    """A medium's run of visual tokens as one line, such as `<image: 4 tiles, 2,340 tokens>`."""
     taken = counted(tokens, "token") if tokens else "no tokens: seen by cross-attention"
     if isinstance(medium, Clip):
         return f"<video: {counted(shown_frames(medium, layout), 'frame')}, {taken}>"
@@ -116,8 +117,3 @@ def evenly(count: int, most: int) -> list[int]:
     return (
         sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(most)}) if count > most else list(range(count))
     )
-
-
-def counted(number: int, name: str) -> str:
-    """A number of things, such as `1 tile` or `2 tiles`."""
-    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What a stage shows of its data: its sources, the packs, what was refused, and the chosen samples."""
+"""What a stage shows of its data: what its packs hold of its sources, what was refused, and the chosen samples."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from opsin.core.errors import OpsinError
 from opsin.data.corpus import Corpus
-from opsin.data.costs import Costs, Kind
 from opsin.data.example import Preparation
+from opsin.data.held import Held
 from opsin.data.plan import Budget, Pack
 
 
@@ -26,42 +26,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class SourceView:
-    """The samples of one source, and how often (int64) the packs of the whole training hold each of them.
-
-    Where there are no packs, every sample counts once.
-    """
-
-    name: str
-    costs: Costs
-    times: np.ndarray
-
-    @property
-    def samples(self) -> int:
-        """How many there are."""
-        return len(self.costs)
-
-    @property
-    def drawn(self) -> int:
-        """How many the packs hold, each as often as they do."""
-        return int(self.times.sum())
-
-    @property
-    def tokens(self) -> int:
-        """Of what is drawn."""
-        return int((self.times * self.costs.tokens).sum())
-
-    @property
-    def kinds(self) -> dict[Kind, int]:
-        """How many samples there are of each kind."""
-        return self.costs.by_kind()
-
-
-@dataclass(frozen=True)
 class StageView:
     """One stage, or a file by itself as a model sees it: then there is no budget, and there are no steps.
 
-    `patch` is the side of an encoder's patch in pixels, `steps` are the packs of every optimiser step. `refused` are
+    `patch` is the side of an encoder's patch in pixels, `steps` are the packs of every optimiser step, of a stream
+    those of the first of `all_steps`; `epoch` is how many samples an epoch takes, None of a stream. `refused` are
     records that cannot be used; `dropped` and `shortened` is what the length policy did, a line for every sample;
     `notes` count what else was left out or changed; `chosen` are the samples to show.
     """
@@ -71,6 +40,8 @@ class StageView:
     patch: int
     budget: Budget | None = None
     steps: Sequence[Sequence[Pack]] = ()
+    all_steps: int = 0
+    epoch: int | None = None
     refused: Sequence[str] = ()
     dropped: Sequence[str] = ()
     shortened: Sequence[str] = ()
@@ -83,29 +54,20 @@ class StageView:
         return self.examples.preparation
 
     @cached_property
-    def costs(self) -> Costs:
-        """Of all samples."""
-        return self.examples.costs
-
-    @cached_property
     def packs(self) -> list[Pack]:
         """Every pack, in the order of training."""
         return [pack for step in self.steps for pack in step]
 
-    @property
-    def tokens(self) -> int:
-        """Of all samples, once."""
-        return int(self.costs.tokens.sum())
+    @cached_property
+    def held(self) -> Held:
+        """What the packs hold; where there are none every sample counts once."""
+        costs = self.examples.costs
+        return Held.by(self.packs, costs) if self.packs else Held.once(costs)
 
     @property
-    def visual(self) -> int:
-        """Visual ones of `tokens`."""
-        return int(self.costs.visual.sum())
-
-    @property
-    def learned(self) -> int:
-        """Supervised ones of `tokens`."""
-        return int(self.costs.supervised.sum())
+    def sources(self) -> dict[str, Held]:
+        """What the packs hold of each source, by its name."""
+        return self.held.by_source(self.examples)
 
     @property
     def left_out(self) -> dict[str, Sequence[str]]:
@@ -121,17 +83,6 @@ class StageView:
         """For every pack, the share of its patch budget that is taken."""
         return [] if self.budget is None else [pack.patches / self.budget.patches for pack in self.packs]
 
-    def sources(self) -> list[SourceView]:
-        """The sources by name; a stream has many parts of each."""
-        held = [sample for pack in self.packs for sample in pack.samples]
-        times = np.bincount(held, minlength=len(self.costs)) if held else np.ones(len(self.costs), dtype=np.int64)
-        found: dict[str, list[np.ndarray]] = {}
-        for number, part in enumerate(self.examples.parts):
-            first = self.examples.first(number)
-            found.setdefault(part.name, []).append(np.arange(first, first + len(part)))
-        own = {name: np.concatenate(samples) for name, samples in found.items()}
-        return [SourceView(name, self.costs.take(samples), times[samples]) for name, samples in own.items()]
-
     def place(self, sample: int) -> Place | None:
         """Where a sample lies first, if it does."""
         index = 0
@@ -143,12 +94,16 @@ class StageView:
         return None
 
 
-def varied(examples: Corpus, most: int) -> list[int]:
-    """At most `most` samples, in order: of every source and kind as many as of any other, as far as there are."""
+def varied(stage: StageView, most: int) -> list[int]:
+    """At most `most` samples that packs hold, in order: of every source and kind as many as of any other, as far as
+    there are."""
+    examples, times = stage.examples, stage.held.times
     groups: dict[tuple[str, int], list[np.ndarray]] = {}
     for number, part in enumerate(examples.parts):
-        for kind in np.unique(part.costs.kinds).tolist():
-            own = examples.first(number) + np.flatnonzero(part.costs.kinds == kind)
+        first = examples.first(number)
+        held = times[first : first + len(part)] > 0
+        for kind in np.unique(part.costs.kinds[held]).tolist():
+            own = first + np.flatnonzero(held & (part.costs.kinds == kind))
             groups.setdefault((part.name, kind), []).append(own)
     samples = [np.concatenate(parts) for parts in groups.values()]
     shown = [0] * len(samples)

@@ -15,6 +15,7 @@ import numpy as np
 from opsin.checkpoint.filling import weightless
 from opsin.data.corpus import Corpus
 from opsin.data.costs import Kind
+from opsin.data.held import Held
 from opsin.data.plan import Pack, Plan, rank_share
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
@@ -62,11 +63,15 @@ class SourceOutlook:
 
 @dataclass(frozen=True)
 class StageOutlook:
-    """What a stage will do. `histogram` counts samples by length, up to each of `edges` (tokens).
+    """What a stage will do. `histogram` counts `samples` by length, up to each of `edges` (tokens).
 
+    - `available`: samples that it can use; of a stream those that were read to plan it
+    - `epoch`: how many samples an epoch takes; None for a stream
+    - `samples`: different ones that the packs of all epochs hold; `costliest` are the longest of them
     - `mixture`: a hash of the contents of its sources and of how much is taken of each
     - `efficiency`: the share of the packs' token budgets that is filled
     - `balance`: how much more than the mean the busiest of `ranks` processes has to do in a step, in tokens and patches
+    - `uneven`: what in the recipe makes that so, if it does, and what to do about it
     - `memory`: bytes by part
     - `refused`: what cannot be used, and `dropped` or `shortened` by the stage's length policy
     """
@@ -74,6 +79,8 @@ class StageOutlook:
     name: str
     mixture: str
     sources: tuple[SourceOutlook, ...]
+    available: int
+    epoch: int | None
     samples: int
     packs: int
     steps: int
@@ -86,6 +93,7 @@ class StageOutlook:
     histogram: tuple[int, ...]
     costliest: tuple[Costly, ...]
     balance: tuple[float, float]
+    uneven: str
     memory: dict[str, int]
     refused: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -111,25 +119,27 @@ def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_
     data = read_stage(stage, recipe.composition, tokenizer, skip_bad=True, on_progress=on_progress)
     steps = list(plan_steps(data, stage, recipe.seed))
     plan = Plan(tuple(pack for step in steps for pack in step), stage.budget)
-    costs = data.examples.costs
-    histogram, edges = np.histogram(costs.tokens, bins=min(BINS, max(1, len(np.unique(costs.tokens)))))
-    sources = _sources(data, stage, plan)
+    held = Held.by(plan.packs, data.examples.costs)
+    histogram, edges = np.histogram(held.lengths, bins=min(BINS, max(1, len(np.unique(held.lengths)))))
     return StageOutlook(
         name=stage.name,
         mixture=mixture_digest(stage),
-        sources=sources,
-        samples=len(data.examples),
+        sources=_sources(data, stage, held),
+        available=held.available,
+        epoch=sum(data.amounts) if data.amounts else None,
+        samples=len(held.samples),
         packs=len(plan.packs),
         steps=len(steps),
         tokens=plan.tokens,
-        visual=sum(source.visual for source in sources),
+        visual=held.visual,
         supervised=plan.supervised,
         patches=plan.patches,
         efficiency=plan.efficiency if plan.packs else 0.0,
         edges=tuple(int(edge) for edge in edges[1:]),
         histogram=tuple(int(count) for count in histogram),
-        costliest=_costliest(data.examples),
+        costliest=_costliest(data.examples, held),
         balance=(_imbalance(steps, ranks, "tokens"), _imbalance(steps, ranks, "patches")),
+        uneven=_uneven(stage.packs_per_step, ranks),
         memory=memory(recipe, stage),
         refused=tuple(data.found.refused),
         dropped=tuple(data.found.dropped),
@@ -138,28 +148,20 @@ def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_
     )
 
 
-def _sources(data: StageData, stage: Stage, plan: Plan) -> tuple[SourceOutlook, ...]:
-    """What every source gives to all epochs of a plan."""
-    costs, parts = data.examples.costs, data.examples.parts
-    seen = np.bincount([i for pack in plan.packs for i in pack.samples], minlength=len(costs))
-    of = np.concatenate([np.full(len(part), list(stage.sources).index(part.name)) for part in parts])
+def _sources(data: StageData, stage: Stage, held: Held) -> tuple[SourceOutlook, ...]:
+    """What every source gives to all epochs."""
     found = []
-    for number, (name, source) in enumerate(stage.sources.items()):
-        own, times = costs.take(of == number), seen[of == number]
-        tokens, visual, supervised, patches = (
-            int((times * column).sum()) for column in (own.tokens, own.visual, own.supervised, own.patches)
-        )
-        taken = data.amounts[number] if data.amounts else int(times.sum())
-        found.append(
-            SourceOutlook(name, str(source.path), len(own), own.by_kind(), taken, tokens, visual, supervised, patches)
-        )
+    for number, (name, own) in enumerate(held.by_source(data.examples).items()):
+        taken = data.amounts[number] if data.amounts else own.drawn
+        numbers = own.tokens, own.visual, own.supervised, own.patches
+        path = str(stage.sources[name].path)
+        found.append(SourceOutlook(name, path, own.available, own.costs.by_kind(), taken, *numbers))
     return tuple(found)
 
 
-def _costliest(examples: Corpus) -> tuple[Costly, ...]:
-    costs = examples.costs
-    most = np.argsort(-costs.tokens, kind="stable")[:COSTLIEST].tolist()
-    return tuple(Costly(examples.name(i), int(costs.tokens[i]), int(costs.patches[i])) for i in most)
+def _costliest(examples: Corpus, held: Held) -> tuple[Costly, ...]:
+    most = held.samples[np.argsort(-held.lengths, kind="stable")[:COSTLIEST]].tolist()
+    return tuple(Costly(examples.name(i), int(held.costs.tokens[i]), int(held.costs.patches[i])) for i in most)
 
 
 def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> float:
@@ -170,6 +172,14 @@ def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> floa
         if sum(loads):
             found.append(max(loads) * ranks / sum(loads) - 1)
     return float(np.mean(found)) if found else 0.0
+
+
+def _uneven(packs: int, ranks: int) -> str:
+    """What the number of packs of a step means for the ranks that share them; nothing where all get as many."""
+    if packs % ranks == 0:
+        return ""
+    told = f"leaves {ranks - packs} of {ranks} ranks idle" if packs < ranks else f"gives some of {ranks} ranks one more"
+    return f"packs_per_step {packs} {told}; make it a multiple of {ranks}"
 
 
 def memory(recipe: Recipe, stage: Stage) -> dict[str, int]:

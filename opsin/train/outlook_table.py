@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from opsin.report.words import amounts
 from opsin.train.outlook import StageOutlook
 
 BAR = 30
@@ -18,7 +19,8 @@ def lines(stages: Sequence[StageOutlook], rate: float | None) -> Iterator[str]:
 
 
 def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
-    yield f"stage {stage.name}: {stage.samples:,} samples, {stage.packs:,} packs ({stage.efficiency:.1%} full)"
+    told = amounts(stage.available, stage.epoch, stage.samples, stage.packs, stage.efficiency)
+    yield f"stage {stage.name}: {told}"
     yield f"  mixture      {stage.mixture[:16]}"
     yield from _sources(stage)
     yield f"  steps        {stage.steps:,}"
@@ -30,6 +32,8 @@ def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
     if any(stage.balance):  # one process alone is always even with itself
         tokens, patches = stage.balance
         yield f"  balance      busiest rank {tokens:+.1%} tokens, {patches:+.1%} patches over the mean"
+    if stage.uneven:
+        yield f"               {stage.uneven}"
     parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in stage.memory.items())
     yield f"  memory, GB   about {sum(stage.memory.values()) / 1e9:.2f}: {parts}"
     yield "  lengths"

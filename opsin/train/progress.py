@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
 from opsin.core.terminal import printable
+from opsin.data.held import Held
 from opsin.data.plan import Plan
 from opsin.model.vlm import Vlm
+from opsin.report.words import amounts, counted
 from opsin.train.loop import StageLoop, StepMetrics
 from opsin.train.recipe import Stage
 from opsin.train.run import Hooks
@@ -93,10 +95,10 @@ class ProgressHooks:
             self.on_line(f"stage {stage.name!r}: {len(loop.steps):,} steps over samples as they come; trains {trained}")
             return
         plan = Plan(tuple(pack for step in loop.steps for pack in step), stage.budget)
-        self.on_line(
-            f"stage {stage.name!r}: {len(loop.data.examples):,} samples, {len(loop.steps):,} steps, "
-            f"{plan.tokens:,} tokens (packs {plan.efficiency:.0%} full); trains {trained}"
-        )
+        held = Held.by(plan.packs, loop.data.examples.costs)
+        told = amounts(held.available, sum(loop.data.amounts), len(held.samples), len(plan.packs), plan.efficiency)
+        steps = counted(len(loop.steps), "step")
+        self.on_line(f"stage {stage.name!r}: {told}, {steps}, {plan.tokens:,} tokens; trains {trained}")
 
     def _on_step(self, stage: Stage, metrics: StepMetrics, total: int) -> None:
         self._since.append(metrics)

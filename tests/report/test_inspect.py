@@ -250,7 +250,7 @@ def test_terminal_view(tmp_path: Path) -> None:
         for line in lines(view):
             console.print(line, soft_wrap=True)
     text = capture.get()
-    assert "2 samples, 1 packs" in text
+    assert "2 samples, 1 pack (" in text
     assert "refused: d.json:3: gone" in text
     assert "40x60 (HxW) as 5 x 32x32 pixels, 20 patches" in text
     assert "\x1b[1;35m<image: 4 tiles, 14 tokens>" in text

@@ -32,21 +32,23 @@ def stage(tmp_path: Path) -> StageView:
     budget = Budget(256, 4096)
     packs = [plan_epoch(corpus.costs, budget, seed=0, epoch=0).packs]
     packs += [plan_epoch(corpus.costs, budget, seed=0, epoch=0, samples=np.array([4, 4])).packs]
-    return StageView("mixed", corpus, 16, budget, packs, notes=["3 samples left out: <kind>"], chosen=[0])
+    return StageView(
+        "mixed", corpus, 16, budget, packs, all_steps=2, epoch=7, notes=["3 samples left out: <kind>"], chosen=[0]
+    )
 
 
 def test_shares_are_those_of_the_packs(stage: StageView) -> None:
-    first, second = stage.sources()
-    assert (first.samples, first.drawn) == (4, 4)
-    assert (second.samples, second.drawn) == (1, 3)
-    assert first.kinds == {"text": 1, "image": 1, "images": 1, "video": 1}
+    first, second = stage.sources.values()
+    assert (first.available, first.drawn) == (4, 4)
+    assert (second.available, second.drawn) == (1, 3)
+    assert first.costs.by_kind() == {"text": 1, "image": 1, "images": 1, "video": 1}
     assert first.tokens + second.tokens == sum(pack.tokens for pack in stage.packs)
-    assert second.tokens == 3 * stage.costs.tokens[4]
+    assert second.tokens == 3 * stage.examples.costs.tokens[4]
 
 
 def test_without_packs_every_sample_counts_once(stage: StageView) -> None:
-    sources = replace(stage, budget=None, steps=()).sources()
-    assert [source.drawn for source in sources] == [4, 1]
+    sources = replace(stage, budget=None, steps=()).sources
+    assert [source.drawn for source in sources.values()] == [4, 1]
 
 
 def test_the_page_shows_shares_kinds_and_how_full_packs_are(stage: StageView) -> None:
@@ -79,7 +81,7 @@ def test_a_page_reads_only_the_samples_that_it_shows(tmp_path: Path, monkeypatch
     budget = Budget(256, 4096)
     steps = [plan_epoch(corpus.costs, budget, seed=0, epoch=0).packs]
     read: list[int] = []
-    conversation = type(corpus).conversation
-    monkeypatch.setattr(type(corpus), "conversation", lambda self, i: read.append(i) or conversation(self, i))
+    pick = type(corpus).pick
+    monkeypatch.setattr(type(corpus), "pick", lambda self, sample: read.append(sample) or pick(self, sample))
     page("x", [StageView("x", corpus, 16, budget, steps, chosen=[3, 150])])
     assert read == [3, 150]

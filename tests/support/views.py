@@ -77,7 +77,10 @@ def stage_view(config: ModelConfig, examples: Corpus, **changes: Any) -> StageVi
     budget = Budget(256, 4096)
     steps = [[pack] for pack in plan_epoch(examples.costs, budget, seed=0, epoch=0).packs]
     patch = config.encoder.patch_size
-    return replace(StageView("align", examples, patch, budget, steps, chosen=range(len(examples))), **changes)
+    view = StageView(
+        "align", examples, patch, budget, steps, all_steps=len(steps), epoch=len(examples), chosen=range(len(examples))
+    )
+    return replace(view, **changes)
 
 
 def picture(folder: Path, width: int = 60, height: int = 40, number: int = 1) -> Picture:

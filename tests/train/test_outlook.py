@@ -98,6 +98,14 @@ def test_ranks_share_the_packs_of_a_step(tmp_path: Path) -> None:
     assert alone.balance == (0.0, 0.0)
     assert shared.balance[0] >= 0
     assert alone.tokens == shared.tokens
+    assert alone.uneven == shared.uneven == ""
+
+
+def test_packs_of_a_step_that_ranks_cannot_share_evenly_are_told(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path), ["stages.1.packs_per_step=6"])
+    few, some = look_ahead(recipe, ranks=4)
+    assert few.uneven == "packs_per_step 1 leaves 3 of 4 ranks idle; make it a multiple of 4"
+    assert some.uneven == "packs_per_step 6 gives some of 4 ranks one more; make it a multiple of 4"
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

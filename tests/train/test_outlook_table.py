@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from opsin.train.outlook import Costly, SourceOutlook, StageOutlook
 from opsin.train.outlook_table import lines
@@ -14,7 +15,9 @@ STAGE = StageOutlook(
         SourceOutlook("captions", "a.json", 1200, {"image": 1000, "video": 200}, 600, 36_000, 30_000, 3000, 58_000),
         SourceOutlook("chat", "b.jsonl", 50, {"text": 50}, 100, 12_000, 0, 9000, 0),
     ),
-    samples=1250,
+    available=1250,
+    epoch=700,
+    samples=650,
     packs=40,
     steps=20,
     tokens=48_000,
@@ -23,9 +26,10 @@ STAGE = StageOutlook(
     patches=58_000,
     efficiency=0.98,
     edges=(100, 200),
-    histogram=(1200, 50),
+    histogram=(600, 50),
     costliest=(Costly("a.json:7: (x)", 180, 49),),
     balance=(0.0, 0.0),
+    uneven="",
     memory={"language": 2_000_000_000},
     refused=(),
     dropped=(),
@@ -50,8 +54,19 @@ def test_time_is_in_units_that_say_something() -> None:
 
 def test_balance_is_told_where_there_is_something_to_balance() -> None:
     assert not any("balance" in line for line in lines([STAGE], None))
-    uneven = replace(STAGE, balance=(0.25, 0.1))
-    assert "  balance      busiest rank +25.0% tokens, +10.0% patches over the mean" in list(lines([uneven], None))
+    uneven = list(lines([replace(STAGE, balance=(0.25, 0.1), uneven="make it 4")], None))
+    place = uneven.index("  balance      busiest rank +25.0% tokens, +10.0% patches over the mean")
+    assert uneven[place + 1].strip() == "make it 4"
+
+
+def test_the_head_says_what_is_there_and_what_is_taken() -> None:
+    def head(**changes: Any) -> str:
+        return next(lines([replace(STAGE, name="x", **changes)], None))
+
+    assert head() == "stage x: 1,250 samples available, 700 an epoch; 650 different ones in 40 packs (98.0% full)"
+    assert head(epoch=None) == "stage x: 650 of the first 1,250 samples of a stream in 40 packs (98.0% full)"
+    one = head(available=1, epoch=1, samples=1, packs=1)
+    assert one == "stage x: 1 sample, 1 pack (98.0% full)"
 
 
 def test_samples_that_something_happened_to_are_counted_and_named() -> None:
