@@ -6,8 +6,35 @@ Every error opsin raises on purpose derives from `OpsinError`; the command line 
 from __future__ import annotations
 
 import copyreg
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+SHOWN = 50
+"""Lines of problems in a message."""
+
+SHOWN_OF_A_KIND = 20
+"""Problems with one cause that are listed one by one."""
+
+
+def collapsed(problems: Sequence[str]) -> list[str]:
+    """The problems, of each kind the first few, then how many more of it there are.
+
+    A kind is the last part of a problem, behind its place, sample and path, whatever names and numbers are in it.
+    """
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    lines = []
+    for problem in problems:
+        what = problem.rpartition(": ")[2]
+        kind = re.sub(r"'[^']*'|\d[\d.,]*", "", re.sub(r"^\([^)]*\) ", "", what))
+        first.setdefault(kind, what)
+        counts[kind] += 1
+        if counts[kind] <= SHOWN_OF_A_KIND:
+            lines.append(problem)
+    more = {kind: number - SHOWN_OF_A_KIND for kind, number in counts.items() if number > SHOWN_OF_A_KIND}
+    return [*lines, *(f"... and {number:,} more of this kind: {first[kind]}" for kind, number in more.items())]
 
 
 class OpsinError(Exception):
@@ -35,9 +62,9 @@ class DataError(OpsinError):
     def __init__(self, problems: Sequence[str], advice: str = "") -> None:
         self.problems = tuple(problems)
         self.advice = advice
-        shown = self.problems[:50]
-        more = len(self.problems) - len(shown)
-        tail = [f"... and {more} more"] if more else []
+        lines = collapsed(self.problems)
+        shown = lines[:SHOWN]
+        tail = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         count = len(self.problems)
         tail += [advice] if advice else []
         super().__init__("\n".join([f"{count} problem{'s' if count != 1 else ''} in the data", *shown, *tail]))

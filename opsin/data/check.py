@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from opsin.core.errors import DataError, OpsinError
 from opsin.core.types import Clip, Conversation, Medium, Picture
+from opsin.data.fields import listed, shown
 from opsin.data.file_state import states_of
 from opsin.data.parquet_file import ParquetFile
-from opsin.data.record_file import BadRecord, Counts
+from opsin.data.record_file import BadRecord, Counts, Record, Unusable
 from opsin.data.records import read_records
 from opsin.data.science_qa import ScienceQA
 from opsin.data.sources import LlavaFile, MessagesFile, Source
@@ -21,7 +22,7 @@ from opsin.text.segments import nothing_to_learn, ordered_turns, sample_name, te
 from opsin.vision.picture import frames_size, open_picture, picture_size
 from opsin.vision.video import read_frames, video_facts
 
-Kind = Literal["record", "turns", "picture", "video"]
+Kind = Literal["file", "record", "turns", "picture", "video"]
 Progress = Callable[[int], None]
 ANIMATIONS_NAMED = 3
 
@@ -36,12 +37,25 @@ class Problem:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a file holds and what is wrong with it; `notes` are what is worth knowing but stops nothing."""
+    """What a file holds and what is wrong with it.
+
+    - `records`: how many there are, and places that cannot be read
+    - `read`: those that are conversations, whatever is wrong with their turns and media
+    - `counts`: of the usable ones, which training takes
+    - `notes`: what is worth knowing but stops nothing
+    """
 
     path: Path
-    counts: Counts
-    problems: tuple[Problem, ...]
+    records: int = 0
+    read: int = 0
+    counts: Counts = field(default_factory=Counter)
+    problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> int:
+        """Records that training takes."""
+        return self.counts["conversations"]
 
     @property
     def kinds(self) -> dict[Kind, int]:
@@ -49,7 +63,7 @@ class Checked:
         return dict(Counter(problem.kind for problem in self.problems))
 
 
-def source_of(path: Path, image_root: Path | None = None) -> Source:
+def source_of(path: Path, image_root: Path | None = None, *, allow_outside: bool = False) -> Source:
     """The format of a file, told by its name, or by its first record that can be read.
 
     Raises:
@@ -57,19 +71,38 @@ def source_of(path: Path, image_root: Path | None = None) -> Source:
     """
     states_of((path,))  # which says what is wrong with a path that is no file
     if path.suffix == ".parquet":
-        return ParquetFile(path=path, image_root=image_root)
+        return ParquetFile(path=path, image_root=image_root, allow_outside=allow_outside)
     if path.suffix == ".tar":
         return TarShards(shards=(path,))
     if path.name == "problems.json" and path.with_name("pid_splits.json").is_file():
-        return ScienceQA(path=path, image_root=image_root)
+        return ScienceQA(path=path, image_root=image_root, allow_outside=allow_outside)
+    first: Record | BadRecord | None = None
     for record in read_records(path):
-        if isinstance(record, BadRecord) or not isinstance(record.value, dict):
-            continue
-        if "conversations" in record.value:
-            return LlavaFile(path=path, image_root=image_root)
-        if "messages" in record.value:
-            return MessagesFile(path=path, image_root=image_root)
-    raise DataError([f"{path}: no record has 'conversations' (LLaVA, ShareGPT) or 'messages'; what is its format?"])
+        if isinstance(record, Record) and isinstance(record.value, dict):
+            if "conversations" in record.value:
+                return LlavaFile(path=path, image_root=image_root, allow_outside=allow_outside)
+            if "messages" in record.value:
+                return MessagesFile(path=path, image_root=image_root, allow_outside=allow_outside)
+        first = first or record
+    raise DataError([_unknown(path, first)])
+
+
+def _unknown(path: Path, first: Record | BadRecord | None) -> str:
+    """What is there in place of conversations."""
+    if first is None:
+        return f"{path}: {'has no record' if path.stat().st_size else 'the file is empty'}; is it the right file?"
+    if isinstance(first, BadRecord):
+        return f"{first.where}: {first.problem}"
+    expected = "expected 'conversations' (LLaVA, ShareGPT) or 'messages'"
+    if not isinstance(first.value, dict):
+        return f"{first.where}: the first record is {shown(first.value)}; {expected} in an object"
+    lists = [key for key, value in first.value.items() if _is_records(value)]
+    advice = f"; if {lists[0]!a} holds the records, save that list alone" if lists else ""
+    return f"{first.where}: the first record has the keys {listed(first.value)}; {expected}{advice}"
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def check(source: Source, *, decode: bool = False, on_progress: Progress = lambda _done: None) -> Checked:
@@ -79,20 +112,32 @@ def check(source: Source, *, decode: bool = False, on_progress: Progress = lambd
     damaged behind its header.
     """
     counts: Counts = Counter()
+    own: Counts = Counter()
     problems: list[Problem] = []
     seen = _Seen(decode=decode)
     ids = _Ids()
+    records = read = 0
     try:
-        for done, conversation in enumerate(source.conversations(counts), start=1):
-            ids.add(conversation)
-            problems += _problems(conversation, seen)
-            on_progress(done)
+        for found in source.scan(own):
+            records += 1
+            if isinstance(found, Unusable):
+                wrong: Sequence[Problem] = [Problem("record", text) for text in found.problems]
+            else:
+                read += 1
+                _, conversation = found
+                ids.add(conversation)
+                wrong = _problems(conversation, seen)
+            if not wrong:
+                counts.update(own)
+            own.clear()
+            problems += wrong
+            on_progress(records)
     except DataError as error:
-        problems += [Problem("record", text) for text in error.problems]
+        problems += [Problem("file", text) for text in error.problems]
     if ids.repeated:
         counts["repeated ids"] = ids.repeated
     problems.sort(key=lambda problem: _line(problem.text, source.path))
-    return Checked(source.path, counts, tuple(problems), (*ids.notes(), *seen.notes()))
+    return Checked(source.path, records, read, counts, tuple(problems), (*ids.notes(), *seen.notes()))
 
 
 class _Ids:
@@ -115,7 +160,8 @@ class _Ids:
         """What to say of them: once for a file, since in some published sets most ids are repeated."""
         if self.repeated:
             yield (
-                f"{self.first} an earlier record has this id; in all {self.repeated:,} ids are repeated. "
+                f"{self.first} an earlier record has this id; in all {self.repeated:,} "
+                f"{'id is' if self.repeated == 1 else 'ids are'} repeated. "
                 "Messages and reports name samples by their ids"
             )
 
@@ -162,7 +208,7 @@ class _Seen:
         """What to say of animations: once for a file."""
         if self._animations:
             named = ", ".join(self._animated) + ", ..." * (self._animations > len(self._animated))
-            yield f"{self._animations:,} animated pictures, of which the first frame is taken: {named}"
+            yield f"of animated pictures ({self._animations:,}) the first frame is taken: {named}"
 
     def _opened(self, medium: Medium) -> Problem | None:
         try:

@@ -73,6 +73,11 @@ def whole(text: str, name: str) -> str:
     return text
 
 
+def listed(fields: dict[str, Any]) -> str:
+    """The keys of an object as messages show them."""
+    return ", ".join(map(ascii, list(fields)[:20])) or "none"
+
+
 def shown(value: Any) -> str:
     """A value as messages show it: its type and its beginning."""
     if value is None:

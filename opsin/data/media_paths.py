@@ -18,7 +18,7 @@ from opsin.vision.picture import MAX_BYTES
 
 @dataclass(frozen=True)
 class MediaRoot:
-    """The folder that paths are relative to; paths out of it are refused unless `allow_outside`."""
+    """The folder that paths are relative to, or below which they are; others are refused unless `allow_outside`."""
 
     folder: Path
     allow_outside: bool = False
@@ -59,6 +59,8 @@ class MediaRoot:
     def _file(self, name: str, kind: str) -> Path | str:
         if not name or "\0" in name:
             return f"{kind} path {name!r} is empty or has a null character; correct it"
+        if name.startswith("file://"):
+            return f"{kind} {name!r}: a URL; give the path alone, without 'file://'"
         if "://" in name:
             return f"{kind} {name!r}: a URL; opsin opens local files only: fetch it, and give its path"
         path = self.folder / name
@@ -76,17 +78,17 @@ class MediaRoot:
 
     def _outside(self, name: str, path: Path, kind: str) -> str | None:
         allow = "make it relative to image_root, or set allow_outside"
-        if PurePath(name).is_absolute():
-            return f"{kind} {name!r}: absolute path; {allow}"
         if ".." in PurePath(name).parts:
             return f"{kind} {name!r}: '..' in the path; {allow}"
         try:
             inside = Path(os.path.realpath(path)).is_relative_to(self._resolved)
         except OSError as error:
             return f"{kind} {name!r}: {error.strerror}; correct the path"
-        return (
-            None if inside else f"{kind} {name!r}: a link out of {self.folder}; copy the file in, or set allow_outside"
-        )
+        if inside:
+            return None
+        if PurePath(name).is_absolute():
+            return f"{kind} {name!r}: absolute path out of {self.folder}; {allow}"
+        return f"{kind} {name!r}: a link out of {self.folder}; copy the file in, or set allow_outside"
 
 
 def picture_of_data_url(url: str, name: str) -> Picture:

@@ -12,7 +12,8 @@ from opsin.core.errors import DataError, MissingExtraError
 from opsin.core.files import sha256_bytes
 from opsin.core.types import Picture, Turn
 from opsin.data.fields import RecordError
-from opsin.data.file_state import FileState, check_unchanged, read_part
+from opsin.data.file_state import FileState, check_unchanged, read_part, readable
+from opsin.data.first_bytes import PARQUET, shown_bytes
 from opsin.data.record_file import Address, BadRecord, Counts, Reader, Record, RecordFile
 from opsin.data.turns import IMAGES, VIDEOS, record_turns
 
@@ -173,7 +174,7 @@ class _Table:
             self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
             names = set(self._file.schema_arrow.names)
         except self._errors:
-            raise _DamagedError("not a readable Parquet file; was it cut short? fetch it again") from None
+            raise _DamagedError(_unreadable(path)) from None
         if not names & set(TURNS):
             raise DataError([f"{path}: no column 'conversations' or 'messages'; the columns are {_listed(names)}"])
         self._columns = [name for name in COLUMNS if name in names]
@@ -192,6 +193,14 @@ class _Table:
                     f"row group {group + 1} of {self.num_groups} is damaged; the rest of the file is not read"
                 ) from None
             yield from rows
+
+
+def _unreadable(path: Path) -> str:
+    with readable(path), path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(PARQUET):
+        return "not a readable Parquet file; was it cut short? fetch it again"
+    return f"not a Parquet file ({shown_bytes(head)}); correct the path or the source's kind"
 
 
 def _listed(names: set[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from opsin.data.file_state import FileState, read_part, readable
+from opsin.data.first_bytes import no_json
 from opsin.data.record_file import Address, BadRecord, Counts, Reader, Record, RecordFile
 
 MAX_RECORD_BYTES = 64_000_000
@@ -70,9 +71,12 @@ def read_records(path: Path) -> Iterator[Record | BadRecord]:
     with readable(path):
         file = path.open("rb")
     with file:
-        head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+        head = file.read(_HEAD_BYTES)
         file.seek(0)
-        if not head.startswith(b"["):
+        if problem := no_json(head):
+            yield BadRecord(str(path), problem, rest=True)
+            return
+        if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             yield from _lines(path, file)
             return
         try:

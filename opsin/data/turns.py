@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from opsin.core.types import Clip, Part, Picture, Role, Turn
-from opsin.data.fields import Named, RecordError, mapping, media_of, role_of, shown, string, turns_of, whole
+from opsin.data.fields import Named, RecordError, listed, mapping, media_of, role_of, shown, string, turns_of, whole
 from opsin.data.marks import IMAGE_MARK, VIDEO_MARK, Spoken, with_media
 from opsin.data.media_paths import picture_of_data_url
 
@@ -22,6 +22,8 @@ MESSAGE_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant
 IMAGES, VIDEOS = ("image", "images"), ("video", "videos")
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width", "fps", "nframes", "total_pixels", "detail")
 """Keys with which Qwen's and OpenAI's items ask for a size of their own."""
+TURNS = {"conversations": "llava", "messages": "messages"}
+"""Key of a record's turns -> the kind of a source whose records have it."""
 MARKS = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 
 
@@ -56,7 +58,7 @@ def llava_turns(fields: dict[str, Any], media: Media, counts: Counter[str]) -> t
     Raises:
         RecordError: they cannot be used.
     """
-    values = turns_of(fields, "conversations")
+    values = _values(fields, "conversations")
     turns = _marked([_spoken(value, number) for number, value in enumerate(values, start=1)], fields, media)
     if turns and turns[0].role == "assistant":
         counts["leading gpt turns dropped"] += 1
@@ -70,10 +72,19 @@ def message_turns(fields: dict[str, Any], media: Media) -> tuple[Turn, ...]:
     Raises:
         RecordError: they cannot be used.
     """
-    values = turns_of(fields, "messages")
+    values = _values(fields, "messages")
     if any(fields.get(key) is not None for key in (*IMAGES, *VIDEOS)):
         return _marked([_plain(value, number) for number, value in enumerate(values, start=1)], fields, media)
     return tuple(_message(value, number, media) for number, value in enumerate(values, start=1))
+
+
+def _values(fields: dict[str, Any], key: str) -> list[Any]:
+    if key in fields:
+        return turns_of(fields, key)
+    for other, kind in TURNS.items():
+        if other in fields:
+            raise RecordError(f"has no {key!r}, but {other!r}: the kind of its source is {kind}")
+    raise RecordError(f"has no {key!r}; its keys are {listed(fields)}")
 
 
 def _marked(spoken: list[Spoken], fields: dict[str, Any], media: Media) -> tuple[Turn, ...]:

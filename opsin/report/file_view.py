@@ -64,7 +64,7 @@ def look_at(source: Source, most: int, ids: Sequence[str] = (), on_progress: Pro
         OpsinError: no sample has one of the ids.
     """
     checked = check(source, on_progress=on_progress)
-    number = checked.counts["conversations"]
+    number = checked.read
     wanted, measured = set(spread(number, most)), set(spread(number, MEASURED))
     kinds: Counter[Kind] = Counter()
     turns: list[int] = []

@@ -115,10 +115,17 @@ def test_a_file_without_turns_is_told_its_columns(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_or_no_parquet_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, [{"conversations": said("Hi", "Hello")}])
     whole = path.read_bytes()
-    for content in (b"", b"PAR1", b"<html>", whole[:-1], whole[: len(whole) // 2]):
+    cut = "not a readable Parquet file; was it cut short? fetch it again"
+    for content, problem in (
+        (b"PAR1", cut),
+        (whole[:-1], cut),
+        (whole[: len(whole) // 2], cut),
+        (b"", "not a Parquet file (it is empty); correct the path or the source's kind"),
+        (b"<html>", "not a Parquet file (its first bytes are b'<html>'); correct the path or the source's kind"),
+    ):
         path.write_bytes(content)
         _, problems = read_through(ParquetFile(path=path))
-        assert problems == (f"{path}:row 1: not a readable Parquet file; was it cut short? fetch it again",)
+        assert problems == (f"{path}:row 1: {problem}",)
 
 
 def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

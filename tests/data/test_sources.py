@@ -14,6 +14,8 @@ from opsin.data.sources import LlavaFile, MessagesFile, Source
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from opsin.data.records import JsonFile
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -114,7 +116,8 @@ def test_every_problem_of_the_file_is_reported_at_once(folder: Path) -> None:
         "4: (s4) turn 2 is an answer with 1 <image>; media belong to human turns",
         f"5: (s1) image 'gone.jpg': no such file under {images}; correct the path or image_root",
         "5: (s1) image '../secret.jpg': '..' in the path; make it relative to image_root, or set allow_outside",
-        f"6: (s1) image '{folder / 'secret.jpg'}': absolute path; make it relative to image_root, or set allow_outside",
+        f"6: (s1) image '{folder / 'secret.jpg'}': absolute path out of {images}; "
+        "make it relative to image_root, or set allow_outside",
         f"7: (s1) image 'link.jpg': a link out of {images}; copy the file in, or set allow_outside",
         "8: (s8) 'conversations' must be a list of turns, got str 'no'",
         "9: (line 9) turn 1: 'from' must be 'human' or 'gpt' or 'user' or 'assistant' or 'system', got str 'robot'",
@@ -334,3 +337,33 @@ def test_marks_and_videos_that_do_not_match_are_named(folder: Path) -> None:
         "3: (s1) has both 'image' and 'images'; keep one of them",
         f"4: (s1) video 'gone.mp4': no such file under {folder / 'images'}; correct the path or image_root",
     ]
+
+
+def test_an_absolute_path_below_image_root_is_one_of_its_paths(folder: Path) -> None:
+    path = written(folder, [llava("<image>", "A", image=str(folder / "images" / "a.jpg"))])
+    (conversation,) = LlavaFile(path=path, image_root=folder / "images").conversations(Counter())
+    assert [medium.path for medium in conversation.media] == [folder / "images" / "a.jpg"]
+    linked = written(folder, [llava("<image>", "A", image=str(folder / "images" / "link.jpg"))])
+    with pytest.raises(DataError, match="absolute path out of"):
+        list(LlavaFile(path=linked, image_root=folder / "images").conversations(Counter()))
+
+
+@pytest.mark.parametrize(
+    ("source", "record", "problem"),
+    [
+        (LlavaFile, {"messages": []}, "has no 'conversations', but 'messages': the kind of its source is messages"),
+        (
+            MessagesFile,
+            {"conversations": []},
+            "has no 'messages', but 'conversations': the kind of its source is llava",
+        ),
+        (LlavaFile, {"image": "a.jpg", "caption": "A"}, "has no 'conversations'; its keys are 'image', 'caption'"),
+    ],
+)
+def test_a_record_of_another_format_is_told_by_its_keys(
+    folder: Path, source: type[JsonFile], record: dict[str, Any], problem: str
+) -> None:
+    path = written(folder, [record])
+    with pytest.raises(DataError) as caught:
+        list(source(path=path).conversations(Counter()))
+    assert caught.value.problems == (f"{path}:1: (line 1) {problem}",)

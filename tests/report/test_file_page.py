@@ -60,7 +60,7 @@ def test_the_page_of_a_file(file: Path) -> None:
     assert html.count("(gone)") == 1
     assert html.count("nothing to learn") == 2  # in the list, and at its sample
     assert "Problems: 2" in html
-    assert "1 ids are repeated" in html
+    assert "1 id is repeated" in html
 
 
 def test_what_is_counted(file: Path) -> None:
@@ -81,7 +81,7 @@ def test_samples_by_id(file: Path) -> None:
 
 def test_as_json(file: Path) -> None:
     value = json.loads(json.dumps(file_value(look_at(source_of(file), 2))))
-    assert value["counts"]["conversations"] == 5
+    assert value["counts"]["conversations"] == 4
     assert {problem["kind"] for problem in value["problems"]} == {"record", "turns"}
     first = value["chosen"][0]["turns"][0]
     assert first["role"] == "user"
