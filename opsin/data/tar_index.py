@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from opsin.core.errors import DataError
 from opsin.core.files import home, sha256_bytes, write_text
 from opsin.data.file_state import FileState, check_unchanged, readable
+from opsin.data.first_bytes import shown_bytes
 
 MAX_MEMBERS = 2_000_000
 MAX_HEADER_BYTES = 1 << 16
@@ -34,12 +35,13 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The members of a tar file, in its order, and (offset, what is wrong there)."""
+    """The members of a tar file, in its order, and (offset, what is wrong there); `damaged`: the last one ends it."""
 
     path: Path
     state: FileState
     places: tuple[Place, ...]
     problems: tuple[tuple[int, str], ...] = ()
+    damaged: bool = False
 
 
 def tar_index(path: Path, state: FileState) -> TarIndex:
@@ -52,7 +54,7 @@ def tar_index(path: Path, state: FileState) -> TarIndex:
     if places := _load(cached, state):
         return TarIndex(path, state, places)
     walk = _walk(path, state, 0, state.bytes + 1)  # the end mark is looked for as well
-    index = TarIndex(path, state, tuple(walk.places), tuple(walk.problems))
+    index = TarIndex(path, state, tuple(walk.places), tuple(walk.problems), walk.damaged)
     if not index.problems:
         _save(cached, index)
     return index
@@ -117,6 +119,7 @@ class _Walk:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.places: list[Place] = []
         self.problems: list[tuple[int, str]] = []
+        self.damaged = False
         self._file = file
         self._size = size
         self._at = 0
@@ -131,20 +134,22 @@ class _Walk:
                 pass
         except _DamagedError as error:
             self.problems.append((self._at, f"{error}; the rest of the shard is not read"))
+            self.damaged = True
 
     def _step(self) -> bool:
         self._file.seek(self._at)
         header = self._file.read(BLOCK)
         if self._at == 0 and (kind := next((k for magic, k in COMPRESSED.items() if header.startswith(magic)), None)):
             raise _DamagedError(f"a tar compressed with {kind} has no random access; unpack it to plain tar")
+        none = f"not a tar file ({shown_bytes(header)}); correct the path or the source's kind"
         if len(header) < BLOCK:
-            raise _DamagedError("the file ends without tar's end mark; was it cut short?")
+            raise _DamagedError("the file ends without tar's end mark; was it cut short?" if self._at else none)
         if not any(header):
             return False
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError):
-            raise _DamagedError("not a tar header; is the file damaged, or no tar?") from None
+            raise _DamagedError("not a tar header; is the file damaged?" if self._at else none) from None
         length = self._length if self._length is not None and info.type in PLAIN else info.size
         if info.type in LINKS or info.type in SPECIAL:
             length = 0

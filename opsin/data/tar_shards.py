@@ -63,8 +63,9 @@ class TarShards(RecordSource):
                 yield _sample(shard, state, places, address, counts)
                 check_unchanged(shard, state)
                 start = offset + -(-length // BLOCK) * BLOCK
-            for offset, problem in index.problems:
-                yield BadRecord(f"{shard}:byte {offset}", problem, rest=True)
+            for count, (offset, problem) in enumerate(index.problems, start=1):
+                ends = index.damaged and count == len(index.problems)
+                yield BadRecord(f"{shard}:byte {offset}", problem, rest=ends)
 
     def _content(self, path: Path, state: FileState) -> Any:
         return *state, sha256_bytes(repr(tar_index(path, state).places).encode("utf-8", "surrogateescape"))
@@ -95,7 +96,11 @@ class _Members:
             whole = picture.member.name if picture.member else ""
             if name in (ending, whole, PurePosixPath(whole).name):
                 return picture
-        raise RecordError(f"the sample has no picture {name!r}; it has {', '.join(self.members) or 'none'}")
+        names = [repr(picture.member.name) for picture in self.members.values() if picture.member]
+        raise RecordError(
+            f"the sample has no picture {name!r}; it has {', '.join(names) or 'none'}: "
+            "name the picture as its member is called, or leave it out and all are taken in order"
+        )
 
 
 class _ShardReader(Reader):
@@ -114,7 +119,8 @@ def _sample(shard: Path, state: FileState, places: list[Place], address: Address
         return BadRecord(f"{shard}:{key}", "two members of the sample have one name; give each sample a key of its own")
     if "json" not in by_ending:
         listed = ", ".join(name for name, _, _ in places[:9])
-        return BadRecord(f"{shard}:{key}", f"has no {key!a}.json, only {listed}")
+        problem = f"has no {f'{key}.json'!a}, only {listed}; add it, with 'conversations' or 'messages'"
+        return BadRecord(f"{shard}:{key}", problem)
     name, offset, length = by_ending["json"]
     where = f"{shard}:{name}"
     endings = sorted((ending for ending in by_ending if _picture_type(ending) in PICTURES), key=_order)

@@ -203,10 +203,11 @@ def test_every_problem_of_a_shard_is_listed(tmp_path: Path) -> None:
     marks = "every mark needs one image and every image one mark"
     *listed, up, root = problems_of(path)
     assert listed == [
-        "no_json: has no 'no_json'.json, only no_json.png",
+        "no_json: has no 'no_json.json', only no_json.png; add it, with 'conversations' or 'messages'",
         "bad.json:1:2: not valid JSON (Expecting property name enclosed in double quotes); repair or remove the record",
         f"marks.json: (marks) the text has 2 <image> and 'image' has 1 path(s); {marks}",
-        "named.json: (named) the sample has no picture 'gone.png'; it has none",
+        "named.json: (named) the sample has no picture 'gone.png'; it has none: "
+        "name the picture as its member is called, or leave it out and all are taken in order",
         "video.json: (video) videos are not read from shards; keep them as files beside a file of records",
         "utf.json:1:1: byte 0xff is not UTF-8; save the file as UTF-8",
         "list.json: (list) the record must be a JSON object, got list []",
@@ -237,8 +238,8 @@ def test_links_and_devices_are_refused_with_their_place(tmp_path: Path) -> None:
         (lambda c: c[:512] + c[512:1024] + b"x" * 512 + c[1536:], "byte 1024: not a tar header; is the file damaged"),
         (lambda c: c[:550], "byte 0: a member of 88 bytes, but 38 are left; was the file cut short?"),
         (lambda c: c[:1024], "byte 1024: the file ends without tar's end mark; was it cut short?"),
-        (lambda _: b"", "byte 0: the file ends without tar's end mark"),
-        (lambda _: b"<html>" * 100, "byte 0: not a tar header"),
+        (lambda _: b"", "byte 0: not a tar file (it is empty)"),
+        (lambda _: b"<html>" * 100, "byte 0: not a tar file (its first bytes are b'<html><html><htm')"),
         (lambda _: b"\x1f\x8b" + bytes(600), "byte 0: a tar compressed with gzip has no random access"),
     ],
 )  # fmt: skip
