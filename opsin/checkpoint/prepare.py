@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-from opsin.core.errors import ModelError
 from opsin.core.files import sha256_bytes
 from opsin.data.example import FORMAT, Preparation
 from opsin.model.config import ModelConfig
@@ -32,7 +31,7 @@ def preparation(
     chosen = template or config.template
     spoken(chosen, tokenizer)  # refuses before any sample is read
     if resolution is not None:
-        config = _with_resolution(config, resolution)
+        config = config.with_resolution(resolution)
     return Preparation(
         tokenizer=tokenizer,
         template=chosen,
@@ -44,18 +43,6 @@ def preparation(
         mean=config.encoder.mean,
         digest=_digest(config, tokenizer, chosen),
     )
-
-
-def _with_resolution(config: ModelConfig, resolution: Resolution) -> ModelConfig:
-    if resolution.newline and config.connector.spatial and not config.resolution.newline:
-        raise ModelError(
-            f"a resolution {resolution.kind} with newlines, but the model has no newline vector, since its own "
-            f"resolution is {config.resolution.kind} without them; put the resolution with newlines into 'model', or "
-            "set newline: false"
-        )
-    changed = config.model_copy(update={"resolution": resolution})
-    changed.check()
-    return changed
 
 
 def _digest(config: ModelConfig, tokenizer: Tokenizer, template: Template) -> str:

@@ -126,6 +126,22 @@ class ModelConfig(Value):
         value.check()
         return value
 
+    def with_resolution(self, resolution: Resolution) -> ModelConfig:
+        """The same model with a resolution of a stage's own.
+
+        Raises:
+            ModelError: the model cannot take it.
+        """
+        if resolution.newline and self.connector.spatial and not self.resolution.newline:
+            raise ModelError(
+                f"a resolution {resolution.kind} with newlines, but the model has no newline vector, since its own "
+                f"resolution is {self.resolution.kind} without them; put the resolution with newlines into 'model', "
+                "or set newline: false"
+            )
+        changed = self.model_copy(update={"resolution": resolution})
+        changed.check()
+        return changed
+
     def check(self) -> None:
         """Refuse combinations that cannot work, with the reason.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -193,9 +193,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, variables: Mapping
         )
     key = "model" if recipe.start_from is None else "start_from"
     try:
-        return recipe.model_copy(update={"model": _resolved(recipe)})
+        model = _resolved(recipe)
     except OpsinError as error:
         raise RecipeError(str(path), [f"{path}: {key}: {error}"]) from None
+    if problems := list(_misfits(recipe, model)):
+        raise RecipeError(str(path), [f"{path}: {problem}" for problem in problems])
+    return recipe.model_copy(update={"model": model})
+
+
+def _misfits(recipe: Recipe, model: ModelConfig) -> Iterator[str]:
+    """Resolutions of stages that the model cannot take."""
+    for number, stage in enumerate(recipe.stages):
+        if stage.resolution is not None:
+            try:
+                model.with_resolution(stage.resolution)
+            except ModelError as error:
+                yield f"stages.{number}.resolution: {error}"
 
 
 def _resolved(recipe: Recipe) -> ModelConfig:

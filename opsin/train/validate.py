@@ -213,6 +213,8 @@ def _explained(path: KeyPath, details: ErrorDetails, data: Any, schema: dict[str
         return path, f"expected {context['expected']}, got {given!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
     if kind == "value_error":
         return path, str(context["error"])
+    if kind == "too_short" and context["actual_length"] == 0:
+        return path, "an empty list; it needs at least one item"
     family, _, rest = kind.partition("_")
     if family in _EXPECTED and rest in _WRONG_TYPE:
         return path, f"expected {_EXPECTED[family]}, got {_shown(given)}"

@@ -34,5 +34,9 @@ class Tower:
             ValueError: it holds no whole number of patches, and the encoder does not trim it.
         """
         if pixels < self.patch or (pixels % self.patch and not self.trims):
-            raise ValueError(f"resolution size {pixels} is not a multiple of the encoder's patch size {self.patch}")
+            below = pixels // self.patch * self.patch
+            near = f"{below} and {below + self.patch}" if below else f"{self.patch}, the smallest"
+            raise ValueError(
+                f"resolution size {pixels} is not a multiple of the encoder's patch size {self.patch}; near it: {near}"
+            )
         return pixels // self.patch

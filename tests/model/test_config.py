@@ -46,11 +46,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "part of a patch": (
         {"resolution": {"kind": "square", "size": 47}, "encoder": clip_of(32, interpolate=True)},
-        "resolution size 47 is not a multiple of the encoder's patch size 16",
+        "resolution size 47 is not a multiple of the encoder's patch size 16; near it: 32 and 48",
     ),
     "less than a patch": (
         {"resolution": {"kind": "square", "size": 10}, "encoder": clip_of(32, interpolate=True)},
-        "resolution size 10 is not a multiple of the encoder's patch size 16",
+        "resolution size 10 is not a multiple of the encoder's patch size 16; near it: 16, the smallest",
     ),
 }
 

@@ -118,7 +118,8 @@ def test_stage_names_must_differ(tmp_path: Path) -> None:
             "cache_features needs a frozen encoder, but this stage trains 'vision'",
         ),
         ({"name": "../x"}, "string should match pattern"),
-        ({"data": []}, "list should have at least 1 item"),
+        ({"data": []}, "an empty list; it needs at least one item"),
+        ({"only": []}, "an empty list; it needs at least one item"),
         ({"clip": 0}, "input should be greater than 0, got 0"),
         ({"train": {"connector": {"lr": 0}}}, "input should be greater than 0, got 0"),
         ({"train": {"connector": {"lr": 1e-3, "lora": {"rank": 0}}}}, "greater than or equal to 1, got 0"),
@@ -137,7 +138,10 @@ def test_parts_that_do_not_fit_are_a_problem_of_the_recipe(tmp_path: Path) -> No
     value["model"]["resolution"]["size"] = 65
     path = written(tmp_path, value)
     (problem,) = refusal(path).problems
-    assert problem == f"{path}: model: resolution size 65 is not a multiple of the encoder's patch size 32"
+    misfit = "is not a multiple of the encoder's patch size 32; near it: 64 and 96"
+    assert problem == f"{path}: model: resolution size 65 {misfit}"
+    own = ["model.resolution.size=64", "stages.1.resolution={kind: square, size: 65}"]
+    assert refusal(path, own).problems == (f"{path}: stages.1.resolution: resolution size 65 {misfit}",)
     value = recipe_value(tmp_path)
     value["model"]["language"]["config"]["model_type"] = "gpt2"
     (problem,) = refusal(written(tmp_path, value)).problems
