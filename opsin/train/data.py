@@ -13,6 +13,7 @@ from opsin.checkpoint.prepare import preparation
 from opsin.core.errors import DataError
 from opsin.core.files import sha256_bytes
 from opsin.data.corpus import Corpus
+from opsin.data.costs import KINDS
 from opsin.data.example import Preparation
 from opsin.data.index import index_of
 from opsin.data.mixture import Portion, amounts, draw, needed
@@ -72,12 +73,22 @@ def read_stage(
     found.check(skip_bad=skip_bad)
     if not len(corpus):
         lost = (*found.refused, *found.dropped)
-        raise DataError([f"stage {stage.name!r}: its sources hold no sample that it can use", *lost])
+        kinds = _kinds(stage, corpus)
+        raise DataError([f"stage {stage.name!r}: its sources hold no sample that it can use{kinds}", *lost])
     _check_mixture(stage, empty)
     try:
         return StageData(corpus, tuple(amounts(stage.data, [len(part) for part in corpus.parts])), found)
     except ValueError as error:
         raise DataError([f"stage {stage.name!r}: {error}"]) from None
+
+
+def _kinds(stage: Stage, corpus: Corpus) -> str:
+    """Which kinds a stage takes, and which its sources have."""
+    if stage.only is None:
+        return ""
+    counts = np.bincount(np.concatenate([part.index.costs.kinds for part in corpus.parts]), minlength=len(KINDS))
+    held = ", ".join(f"{count:,} {kind}" for kind, count in zip(KINDS, counts.tolist(), strict=True) if count)
+    return f": 'only' takes {', '.join(stage.only)}, and they hold {held or 'nothing'}"
 
 
 def _check_mixture(stage: Stage, empty: Mapping[str, Found]) -> None:

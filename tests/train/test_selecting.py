@@ -66,6 +66,12 @@ def test_a_stage_takes_the_kinds_that_it_wants(tmp_path: Path) -> None:
     assert data.examples[0].id == "one"
 
 
+def test_kinds_of_which_there_is_none_are_told_with_those_there_are(tmp_path: Path) -> None:
+    told = "hold no sample that it can use: 'only' takes video, and they hold 1 text, 1 image, 1 images"
+    with pytest.raises(DataError, match=told):
+        read(tmp_path, stage(every_kind(tmp_path), only=["video"]))
+
+
 def test_amounts_are_taken_every_epoch(tmp_path: Path) -> None:
     sources = texts(tmp_path, "a", 10) | {"weight": 2}, texts(tmp_path, "b", 10) | {"number": 3}
     value = stage(*sources, epochs=3)
