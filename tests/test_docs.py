@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from opsin.cli import app
+from opsin.data.check import source_of
 from opsin.train.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +40,29 @@ def test_named_tests_exist(page: Path) -> None:
     named = re.findall(r"`(tests/[\w/-]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
     missing = [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")]
     assert missing == []
+
+
+def test_the_examples_of_formats_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPSIN_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.jpg", "f1.jpg", "f2.jpg", "c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    records = re.findall(r"^ {4}(\{\"id\".+)$", text, re.MULTILINE)
+    for key in ("conversations", "messages"):
+        lines = [record for record in records if f'"{key}"' in record]
+        (tmp_path / f"{key}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        assert len(lines) == 3
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], {})  # the page's own code
+    with tarfile.open("data.tar", "w") as tar:
+        for name, content in re.findall(r"^ {4}(000\d\.\w+) *(.*)$", text, re.MULTILINE):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content.encode()))
+    for name, number in (("conversations.jsonl", 3), ("messages.jsonl", 3), ("data.parquet", 1), ("data.tar", 2)):
+        read = list(source_of(tmp_path / name).conversations(Counter()))
+        assert len(read) == number
+        assert all(conversation.media for conversation in read)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
