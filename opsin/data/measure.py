@@ -70,7 +70,7 @@ def measure(
                 yield from held.result(waiting, timeout)
         while waiting:
             yield from held.result(waiting, timeout)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: a process that hangs would keep its parent from ending
         held.end()
         raise
     finally:

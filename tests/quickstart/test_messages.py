@@ -24,6 +24,8 @@ from tests.support.easy_vqa import easy_vqa_wheel
 from tests.support.models import tiny_vlm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from opsin.core.types import Picture
     from opsin.data.example import Seen
     from opsin.text.tokenizer import Tokenizer
@@ -90,8 +92,8 @@ def test_a_directory_with_a_run_says_how_to_finish_it(monkeypatch: pytest.Monkey
 class Colours:
     """A cache whose features tell the shape of every second picture."""
 
-    def add(self, seen: list[Seen], _on_progress: object) -> int:
-        return len(seen)
+    def add(self, seen: Iterable[Seen]) -> int:
+        return len(list(seen))
 
     def get(self, seen: list[Seen]) -> torch.Tensor:
         indices = [int(Path(cast("Picture", medium).path or "").stem.split("_")[1]) for medium, _ in seen]
