@@ -191,7 +191,8 @@ def svg(view: View, side: int = SIDE) -> str:
     """A view with its patches, tiles, padding and what is kept, at most `side` pixels long."""
     width, height = view.image.size
     inner = [f'<image width="{width}" height="{height}" href="{embedded(view.image, side)}"/>']
-    inner.append(f'<path class="patches" d="{patch_lines(view)[0]}"/>')
+    lines = patch_lines(view)[0]
+    inner.append(f'<path class="under" d="{lines}"/><path class="patches" d="{lines}"/>')
     if view.tiles != (1, 1):
         inner.append(f'<path class="tiles" d="{_tile_lines(view)}"/>')
     whole = (0.0, 0.0, float(width), float(height))

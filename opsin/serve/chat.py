@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from mimetypes import guess_type
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +24,7 @@ from opsin.text.templates import Template
 from opsin.vision.picture import open_picture
 
 HELP = """\
-/image PATH   show a picture with the next message; give it several times for several pictures
+/image PATH   show a picture with the next message; give it several times for several pictures (videos are not shown)
 /reset        forget the conversation and begin anew
 /history      show what was said so far
 /help         this list
@@ -119,7 +120,11 @@ class Chat:
         if not argument:
             self._say("which picture? /image PATH", "red")
             return
-        picture = Picture(path=typed_path(argument))
+        path = typed_path(argument)
+        if (guess_type(path.name)[0] or "").startswith("video/"):
+            self._say(f"{path}: chat shows pictures only, no videos", "red")
+            return
+        picture = Picture(path=path)
         image = open_picture(picture)  # decoded now, so that a bad picture is refused before the question is typed
         self.waiting.append(picture)
         self._say(f"{picture.name} ({image.width}x{image.height}) goes with your next message.", "dim")

@@ -227,8 +227,16 @@ def test_a_conversation_that_is_too_long_is_refused(session: Session, picture: P
 
 def test_commands(session: Session, tiny: tuple[Vlm, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, tiny[1], "A path.", "")
-    shown = chat(session, "/help", "/history", "/sing", "", " /home is what?", "say nothing")
-    for part in ("/image PATH", "Nothing was said yet", "/sing is no command", "A path.", "answered nothing"):
+    shown = chat(session, "/help", "/history", "/sing", "/image a.mp4", "", " /home is what?", "say nothing")
+    for part in (
+        "/image PATH",
+        "(videos are not shown)",
+        "a.mp4: chat shows pictures only, no videos",
+        "Nothing was said yet",
+        "/sing is no command",
+        "A path.",
+        "answered nothing",
+    ):
         assert part in shown
     assert session.turns[0].parts == ("/home is what?",)
 
