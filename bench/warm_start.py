@@ -52,7 +52,7 @@ def main() -> None:
         asked = [
             q for q in read_questions(run / "data" / "heldout.json", run / "data" / "images") if q.task == "caption"
         ]
-        examples = [make_example(question.answered(), data.preparation) for question in asked]
+        examples = [make_example(question.answered(data.preparation.template), data.preparation) for question in asked]
         cache.add(pair for example in (*data.examples, *examples) for pair in example.seen)
         held_out = collate(examples, data.preparation, cache)
         loop = StageLoop(model, stage, data, plan_steps(data, stage, recipe.seed), build_optimiser(model, stage), cache)
