@@ -107,7 +107,7 @@ def _shrunk(conversation: Conversation, example: Example, preparation: Preparati
     if not example.media:
         return _unusable("dropped, since it has no picture or clip to shrink")
     words = int((~example.visual_T).sum())
-    over = _over(example.num_tokens, example.num_patches, most)
+    whole = over = _over(example.num_tokens, example.num_patches, most)
     for level in range(1, len(ladder(preparation.resolution))):
         try:
             layouts = [shrunk(pair, preparation, level)[1] for pair in example.seen]
@@ -119,6 +119,8 @@ def _shrunk(conversation: Conversation, example: Example, preparation: Preparati
             smaller = Fit(level=level)
             made = make_example(conversation, preparation, fit=smaller)
             return Fitted(made, smaller, _difference(example, made))
+    if over == whole:
+        return _unusable("dropped, since its pictures cannot be made to cost less")
     return _unusable(f"dropped, since with its pictures at their smallest it has {over}")
 
 

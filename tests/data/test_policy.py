@@ -159,6 +159,8 @@ def test_what_cannot_be_shrunk_enough_is_dropped_with_the_reason(tmp_path: Path)
     fitted = fit(shown, prepare, Budget(20, NO_LIMIT), "shrink_images")
     assert fitted.example is None
     assert "dropped, since with its pictures at their smallest it has " in fitted.text
+    square = fit(shown, prepared(tmp_path, Square(size=32)), Budget(10, NO_LIMIT), "shrink_images")
+    assert square.text.endswith(", over 10: dropped, since its pictures cannot be made to cost less")
     words = fit(dialogue("a", "What?" * 9, "Yes."), prepare, Budget(20, 0), "shrink_images")
     assert words.text.endswith(": dropped, since it has no picture or clip to shrink")
 
