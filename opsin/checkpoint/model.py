@@ -19,7 +19,7 @@ from opsin.checkpoint.store import newest_whole, verify
 from opsin.core.errors import CheckpointError
 from opsin.core.files import write_json
 from opsin.data.example import Preparation
-from opsin.model.config import Lora, ModelConfig, PartName
+from opsin.model.config import Lora, ModelConfig, ModuleName
 from opsin.model.fitting import misfits, refuse
 from opsin.model.lora import add_lora, merge_lora
 from opsin.model.pretrained import Value
@@ -52,7 +52,7 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items() if name not in tied}
 
 
-def write_model(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[PartName, Lora]) -> None:
+def write_model(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[ModuleName, Lora]) -> None:
     """Write a model, with the adapters it carries at the moment, into a checkpoint being made."""
     # Paths of the machine that trained it mean nothing elsewhere: the configs stand for themselves.
     dumped = model.config.model_dump(mode="json", exclude={"encoder": {"path"}, "language": {"path", "tokenizer"}})
@@ -67,7 +67,7 @@ class Described(Value):
     """What `model.json` says: the model, the adapters its weights carry, and the precision it computes in."""
 
     config: ModelConfig = Field(alias="model")
-    lora: dict[PartName, Lora]
+    lora: dict[ModuleName, Lora]
     precision: Literal["bf16", "fp32"]
 
 

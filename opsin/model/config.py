@@ -88,15 +88,17 @@ class LanguageModel(Pretrained):
         return path
 
 
-PartName = Literal["vision", "connector", "language"]
-"""The parts that a stage can train."""
+ModuleName = Literal["vision", "connector", "language"]
+"""The modules that a model is made of."""
 
 
 class Lora(Value):
-    """Low-rank adapters (arXiv 2106.09685) on every linear layer of a part."""
+    """Low-rank adapters (arXiv 2106.09685) on a part's linear layers: all, or those whose names end as `targets` say."""
 
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(None, min_length=1, description="such as q_proj, v_proj; by default all")
 
 
 class ModelConfig(Value):

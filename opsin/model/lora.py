@@ -24,20 +24,35 @@ def require_peft() -> None:
         raise MissingExtraError("peft", "lora")
 
 
+def linear_layers(part: nn.Module) -> list[str]:
+    """Names below `part` of the layers that adapters can stand beside; the output layer is none of them."""
+    return [
+        name
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear) and "lm_head" not in name and MARK not in name
+    ]
+
+
+def chosen(name: str, lora: Lora) -> bool:
+    """The adapters' targets name this layer, wholly or by its last words."""
+    return lora.targets is None or any(name == target or name.endswith(f".{target}") for target in lora.targets)
+
+
 def add_lora(part: nn.Module, lora: Lora) -> None:
-    """Put adapters (float32, B zero, so nothing changes yet) beside every linear layer below `part`, in place.
+    """Put adapters (float32, B zero, so nothing changes yet) beside linear layers below `part`, in place.
 
     Raises:
         MissingExtraError: peft is not installed.
-        ModelError: there is no linear layer.
+        ModelError: there is no linear layer that they want.
     """
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = [name for name, module in part.named_modules() if isinstance(module, nn.Linear) and "lm_head" not in name]
+    targets = [name for name in linear_layers(part) if chosen(name, lora)]
     if not targets:
         raise ModelError("lora: the part has no linear layers to put adapters on; train all its weights instead")
-    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), part)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    inject_adapter_in_model(config, part)
     for name, parameter in part.named_parameters():
         if MARK in name:
             parameter.data = parameter.data.float()

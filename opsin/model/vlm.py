@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from opsin.core.errors import ModelError
 from opsin.core.types import Batch
 from opsin.model.attention import Attend, PackedAttention
-from opsin.model.config import ModelConfig, PartName
+from opsin.model.config import ModelConfig, ModuleName
 from opsin.model.connection import Connection, Sights
 from opsin.model.decoder import load_decoder
 from opsin.model.encoders import load_encoder
@@ -29,9 +29,9 @@ class Vlm(nn.Module):
         self.decoder = load_decoder(config.language, config.positions, weights=weights)
         self.connection = Connection(config, self.encoder.width, self.decoder.width, len(self.decoder.layers))
 
-    def part(self, name: PartName) -> nn.Module:
-        """The module that a stage names when it says what is trained."""
-        parts: dict[PartName, nn.Module] = {
+    def part(self, name: ModuleName) -> nn.Module:
+        """One of the modules that the model is made of."""
+        parts: dict[ModuleName, nn.Module] = {
             "vision": self.encoder,
             "connector": self.connection,
             "language": self.decoder,

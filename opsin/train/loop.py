@@ -19,7 +19,7 @@ from opsin.data.plan import Pack
 from opsin.model.loss import supervised_loss
 from opsin.model.vlm import Vlm
 from opsin.train.data import StageData
-from opsin.train.optimiser import Audit, audit_gradients, rate_factor, set_rates
+from opsin.train.optimiser import Audit, audit_gradients, rate_factor, rising_steps, set_rates
 from opsin.train.recipe import Stage
 from opsin.train.stream import StreamSteps, packs_from
 
@@ -95,7 +95,7 @@ class StageLoop:
             self.on_bad(self.step + 1, line)
         batches = [batch for batch in made if batch.lengths]
         loss, norm = self._learn(batches) if batches else (None, None)
-        rates = set_rates(self.optimiser, rate_factor(self.step, len(self.steps), self.stage.warmup))
+        rates = set_rates(self.optimiser, self._factor())
         if batches:
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
@@ -160,6 +160,11 @@ class StageLoop:
                 skip_bad=self.skip_bad,
             )
         return next(self._loader)
+
+    def _factor(self) -> float:
+        """The share of the peak rates in the next step."""
+        total = len(self.steps)
+        return rate_factor(self.step, total, rising_steps(self.stage, total), self.stage.schedule)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropies at the batch's supervised positions."""

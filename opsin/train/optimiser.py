@@ -10,42 +10,92 @@ import torch
 from torch import Tensor, nn
 
 from opsin.core.errors import TrainError
-from opsin.model.config import PartName
-from opsin.model.lora import MARK, add_lora
+from opsin.model.config import Lora, ModuleName
+from opsin.model.lora import MARK, add_lora, chosen, linear_layers
 from opsin.model.vlm import Vlm
-from opsin.train.recipe import PartPlan, Stage
+from opsin.train.recipe import Schedule, Stage
 
-PARTS: tuple[PartName, ...] = ("vision", "connector", "language")
+MODULES: tuple[ModuleName, ...] = ("vision", "connector", "language")
+TEXT_PARTS = ("language", "embeddings")
+"""Parts that a batch without pictures reaches."""
+
+PREFIXES: dict[ModuleName, str] = {"vision": "encoder.", "connector": "connection.", "language": "decoder."}
 
 
 def store_parts(model: Vlm, stages: Sequence[Stage], precision: str) -> None:
-    """Store in bfloat16, if that is the precision, the parts whose own weights no stage trains; all else in float32.
+    """Store in bfloat16, if that is the precision, the modules whose own weights no stage trains; all else in float32.
 
-    A part that any stage trains stays in float32 throughout: nothing that is trained is ever rounded.
+    A module of which any stage trains a weight stays in float32 throughout: nothing that is trained is ever rounded.
     """
-    for name in PARTS:
-        plans = [stage.train.parts[name] for stage in stages if name in stage.train.parts]
-        untrained = all(plan.lora is not None for plan in plans)
-        _store_as(model.part(name), torch.bfloat16 if precision == "bf16" and untrained else torch.float32)
+    for module in MODULES:
+        trained = any(is_trained(stage, name) for stage in stages for name in _names(model, module))
+        _store_as(model.part(module), torch.float32 if trained or precision == "fp32" else torch.bfloat16)
 
 
-def prepare_parts(model: Vlm, stage: Stage) -> None:
+def is_trained(stage: Stage, name: str) -> bool:
+    """The stage trains this very weight, not adapters beside it."""
+    group = stage.train.group_of(name)
+    return group is not None and (group.plan.lora is None or MARK in name)
+
+
+def _names(model: Vlm, module: ModuleName) -> list[str]:
+    """Names in the whole model of a module's weights."""
+    return [PREFIXES[module] + name for name, _ in model.part(module).named_parameters()]
+
+
+def adapters(model: Vlm, stage: Stage) -> dict[ModuleName, Lora]:
+    """The adapters that a stage trains, by module, with the names of all the layers that they stand beside.
+
+    Raises:
+        TrainError: a plan's adapters find no linear layer, or those of one module differ.
+    """
+    found: dict[ModuleName, Lora] = {}
+    reached: set[str] = set()
+    for module in MODULES:
+        wanted: dict[str, Lora] = {}
+        for name in linear_layers(model.part(module)):
+            group = stage.train.group_of(f"{PREFIXES[module]}{name}.weight")
+            if group is not None and group.plan.lora is not None and chosen(name, group.plan.lora):
+                wanted[name] = group.plan.lora
+                reached.add(group.name)
+        if len({lora.model_dump_json(exclude={"targets"}) for lora in wanted.values()}) > 1:
+            raise TrainError(
+                f"stage {stage.name!r}: adapters of {module} differ in rank, alpha or dropout; make them equal"
+            )
+        for lora in wanted.values():
+            found[module] = lora.model_copy(update={"targets": list(wanted)})
+    missed = [group.name for group in stage.train.groups if group.plan.lora is not None and group.name not in reached]
+    if missed:
+        raise TrainError(
+            f"stage {stage.name!r}: no linear layers for the adapters of {', '.join(missed)}; correct 'targets' or "
+            "'layers', or train all weights instead"
+        )
+    return found
+
+
+def prepare_parts(model: Vlm, stage: Stage) -> dict[ModuleName, Lora]:
     """Freeze what the stage does not train, add adapters; what is trained is float32 (autocast computes in bfloat16).
 
-    Frozen parts are in evaluation mode too, so that no dropout disturbs them.
+    Returns the adapters. Modules without anything trained are in evaluation mode, so that no dropout disturbs them.
+
+    Raises:
+        TrainError: a plan finds no weights.
     """
     model.requires_grad_(requires_grad=False).eval()
-    for name in PARTS:
-        part, plan = model.part(name), stage.train.parts.get(name)
-        if plan is None:
-            continue
-        part.train()
-        if plan.lora is None:
+    added = adapters(model, stage)
+    for module, lora in added.items():
+        add_lora(model.part(module), lora)
+    for module in MODULES:
+        part = model.part(module)
+        named = dict(zip(_names(model, module), part.parameters(), strict=True))
+        trained = {name for name in named if is_trained(stage, name)}
+        if trained:
+            part.train()
+        if any(MARK not in name for name in trained):
             _store_as(part, torch.float32)
-        else:
-            add_lora(part, plan.lora)
-        for parameter_name, parameter in part.named_parameters():
-            parameter.requires_grad_(plan.lora is None or MARK in parameter_name)
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in trained)
+    return added
 
 
 def _store_as(part: nn.Module, dtype: torch.dtype) -> None:
@@ -54,38 +104,54 @@ def _store_as(part: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def trained_parameters(model: Vlm, stage: Stage) -> dict[PartName, dict[str, nn.Parameter]]:
-    """Trainable parameters by part and by name in the whole model; a tied weight appears once."""
-    groups: dict[PartName, dict[str, nn.Parameter]] = {}
-    prefixes: dict[PartName, str] = {"vision": "encoder.", "connector": "connection.", "language": "decoder."}
-    for name in stage.train.parts:
-        groups[name] = {
-            parameter_name: parameter
-            for parameter_name, parameter in model.named_parameters()
-            if parameter.requires_grad and parameter_name.startswith(prefixes[name])
-        }
-    return groups
+def trained_parameters(model: Vlm, stage: Stage) -> dict[str, dict[str, nn.Parameter]]:
+    """Trainable parameters by the name of their plan and by their own in the whole model; a tied weight appears once, as the embedding.
+
+    Raises:
+        TrainError: a plan holds no weight of this model.
+    """
+    found: dict[str, dict[str, nn.Parameter]] = {group.name: {} for group in stage.train.groups}
+    for name, parameter in model.named_parameters():
+        group = stage.train.group_of(name)
+        if parameter.requires_grad and group is not None:
+            found[group.name][name] = parameter
+    empty = [plan for plan, parameters in found.items() if not parameters]
+    if empty:
+        raise TrainError(
+            f"stage {stage.name!r} trains {', '.join(empty)}, but the model has no such weights; correct 'train'"
+        )
+    return found
 
 
 def build_optimiser(model: Vlm, stage: Stage) -> torch.optim.AdamW:
-    """AdamW with one group a part; no weight decay on vectors (norms and biases)."""
+    """AdamW with two groups a plan; no weight decay on vectors (norms and biases)."""
     groups = []
-    for name, parameters in trained_parameters(model, stage).items():
-        plan: PartPlan = stage.train.parts[name]
+    trained = trained_parameters(model, stage)
+    for group in stage.train.groups:
+        plan, parameters = group.plan, trained[group.name]
         matrices = [p for p in parameters.values() if p.dim() > 1]
         vectors = [p for p in parameters.values() if p.dim() <= 1]
         for members, decay in ((matrices, plan.weight_decay), (vectors, 0.0)):
             if members:
-                groups.append({"params": members, "lr": plan.lr, "peak": plan.lr, "weight_decay": decay, "part": name})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
+                rates = {"lr": plan.lr, "peak": plan.lr, "weight_decay": decay}
+                groups.append({"params": members, "part": group.name, **rates})
+    adam = stage.adam
+    return torch.optim.AdamW(groups, betas=(adam.beta1, adam.beta2), eps=adam.epsilon, fused=True)
 
 
-def rate_factor(step: int, total: int, warmup: float) -> float:
-    """Cosine decay to zero after a linear rise over `warmup` of the steps (at least the first step moves)."""
-    rising = max(1, math.ceil(warmup * total)) if warmup > 0 else 0
+def rate_factor(step: int, total: int, rising: int, schedule: Schedule = "cosine") -> float:
+    """The share of the peak rate in a step: a linear rise over `rising` steps (the first one moves), then the fall."""
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+    if schedule == "constant":
+        return 1.0
+    done = (step - rising) / max(1, total - rising)
+    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def rising_steps(stage: Stage, total: int) -> int:
+    """Steps of a stage's warmup."""
+    return stage.warmup_steps if stage.warmup_steps is not None else math.ceil(stage.warmup * total)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:
@@ -99,7 +165,7 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, floa
 class Audit:
     """What the gradient audit found: parameters and scalars by part, and trained tensors that nothing reaches."""
 
-    scalars: dict[PartName, int]
+    scalars: dict[str, int]
     unreached: tuple[str, ...]
 
 
@@ -113,20 +179,21 @@ def audit_gradients(model: Vlm, stage: Stage, optimiser: torch.optim.Optimizer, 
             optimiser holds other parameters than the plan; every case is listed.
     """
     groups = trained_parameters(model, stage)
+    from_text = {group.name for group in stage.train.groups if group.part in TEXT_PARTS}
     planned = {name: p for parameters in groups.values() for name, p in parameters.items()}
     problems = [
         f"{name}: frozen by the plan, but it has a gradient"
         for name, parameter in model.named_parameters()
         if parameter.grad is not None and name not in planned
     ]
-    reachable = {part: parameters for part, parameters in groups.items() if pictures or part == "language"}
+    reachable = {plan: members for plan, members in groups.items() if pictures or plan in from_text}
     # Behind closed gates (a model with gated cross-attention begins so) gradients are there, but zero at first.
     opening = model.connection.opening
     stuck = "; the gates of its cross-attention are closed, and only training all of 'connector' opens them"
-    for part, parameters in reachable.items():
+    for plan, parameters in reachable.items():
         if not any(p.grad is not None and (opening or bool(p.grad.any())) for p in parameters.values()):
             problems.append(
-                f"{part}: trained by the plan, but no gradient reaches any of its {len(parameters)} tensors"
+                f"{plan}: trained by the plan, but no gradient reaches any of its {len(parameters)} tensors"
                 + stuck * (model.connection.closed and not opening)
             )
     problems += [f"{name}: gradient is not finite" for name, p in planned.items() if not _finite(p.grad)]
@@ -140,7 +207,7 @@ def audit_gradients(model: Vlm, stage: Stage, optimiser: torch.optim.Optimizer, 
     if problems:
         raise TrainError("\n  ".join([f"stage {stage.name!r}: the gradient audit failed", *problems]))
     return Audit(
-        scalars={part: sum(p.numel() for p in parameters.values()) for part, parameters in groups.items()},
+        scalars={plan: sum(p.numel() for p in members.values()) for plan, members in groups.items()},
         unreached=tuple(n for parameters in reachable.values() for n, p in parameters.items() if p.grad is None),
     )
 

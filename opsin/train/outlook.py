@@ -21,7 +21,7 @@ from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import StageData, mixture_digest, plan_steps, read_stage
-from opsin.train.optimiser import PARTS, prepare_parts, store_parts
+from opsin.train.optimiser import MODULES, prepare_parts, store_parts
 from opsin.train.recipe import Recipe, Stage
 from opsin.train.stream import Progress, quiet
 
@@ -189,7 +189,7 @@ def memory(recipe: Recipe, stage: Stage) -> dict[str, int]:
     store_parts(model, recipe.stages, recipe.precision)
     prepare_parts(model, stage)
     found: dict[str, int] = {}
-    for part in PARTS:
+    for part in MODULES:
         parameters = list(model.part(part).parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)

@@ -90,7 +90,7 @@ class ProgressHooks:
 
     def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
         self._close()
-        trained = ", ".join(f"{part} {plan.lr:g}" for part, plan in stage.train.parts.items())
+        trained = ", ".join(f"{group.name} {group.plan.lr:g}" for group in stage.train.groups)
         if stage.order == "stream":
             self.on_line(f"stage {stage.name!r}: {len(loop.steps):,} steps over samples as they come; trains {trained}")
             return

@@ -4,57 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError, OpsinError, RecipeError
-from opsin.core.paths import ExistingFolder
+from opsin.core.paths import ExistingFile, ExistingFolder
 from opsin.data.costs import Kind
 from opsin.data.mixture import check_shares
 from opsin.data.plan import Budget
 from opsin.data.policy import TooLong
 from opsin.data.sources import Source
-from opsin.model.config import Lora, ModelConfig, PartName
+from opsin.model.config import ModelConfig
 from opsin.model.pretrained import Value
 from opsin.text.templates import Template
+from opsin.train.parts import Rate, Trained
 from opsin.train.validate import load_config
 from opsin.vision.resolution import Resolution
 
-Rate = Annotated[float, Field(gt=0, lt=1)]
 PATCHES_PER_TOKEN = 32
 
-
-class PartPlan(Value):
-    """How one part is trained: all its weights, or low-rank adapters on its linear layers."""
-
-    lr: Rate
-    weight_decay: float = Field(0.0, ge=0, lt=1)
-    lora: Lora | None = None
+Schedule = Literal["cosine", "linear", "constant"]
 
 
-class Trained(Value):
-    """What a stage trains. A part that is not named is frozen."""
+class Loss(Value):
+    """What a supervised token counts.
 
-    vision: PartPlan | None = None
-    connector: PartPlan | None = None
-    language: PartPlan | None = None
+    `average: token` weighs all supervised tokens of a step alike, `sample` all its samples, and `square_root` a
+    sample by the square root of its supervised tokens (InternVL 2.5, 2412.05271, section 4.3).
+    """
+
+    average: Literal["token", "sample", "square_root"] = "token"
+    z_loss: float = Field(
+        default=0.0, ge=0, lt=1, description="weight of log(Z) squared (PaLM, 2204.02311), which keeps it small"
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of every target that all tokens get alike"
+    )
+
+
+class Adam(Value):
+    """AdamW's constants."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0, lt=1)
+
+
+class Benchmark(Value):
+    """Held-out questions that are asked while training goes on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
+    questions: ExistingFile
+    image_root: ExistingFolder | None = Field(None, description="by default the questions' own folder")
+
+
+class Checks(Value):
+    """What is measured while training goes on: the loss on data of its own, and small benchmarks."""
+
+    every: int = Field(ge=1, description="steps between two checks; the end of the stage is checked too")
+    data: list[Source] | None = Field(None, min_length=1, description="of the validation loss")
+    samples: int = Field(256, ge=1, description="the most of them that are read, always the same ones")
+    benchmarks: list[Benchmark] = Field(default=[], description="questions that are asked")
 
     @model_validator(mode="after")
-    def _something(self) -> Trained:
-        if not self.parts:
-            raise ValueError("a stage must train at least one of: vision, connector, language")
+    def _something(self) -> Checks:
+        if self.data is None and not self.benchmarks:
+            raise ValueError("nothing to check; give data (for a validation loss), benchmarks, or both")
         return self
-
-    @property
-    def parts(self) -> dict[PartName, PartPlan]:
-        """The trained parts, in order."""
-        named: dict[PartName, PartPlan | None] = {
-            "vision": self.vision,
-            "connector": self.connector,
-            "language": self.language,
-        }
-        return {name: plan for name, plan in named.items() if plan is not None}
 
 
 class WarmStart(Value):
@@ -81,13 +98,27 @@ class Stage(Value):
         description="as_listed: all epochs of a source before the next one's, shuffled within each; stream: as the "
         "samples come, shuffled within a window, so that training begins before the sources are read through",
     )
-    batch_tokens: int = Field(2048, ge=16, description="tokens of one pack")
+    batch_tokens: int = Field(2048, ge=16, description="the most tokens of one pack")
     batch_patches: int | None = Field(
         None, ge=1, description="encoder patches of one pack; by default 32 times batch_tokens"
     )
-    packs_per_step: int = Field(1, ge=1, description="packs whose gradients are summed before a step")
+    packs_per_step: int = Field(1, ge=1, description="packs whose gradients are summed before a step, by all ranks")
+    samples_per_step: int | None = Field(
+        None, ge=1, description="in place of packs_per_step: a batch size in samples, in as many packs as they need"
+    )
+    schedule: Schedule = Field("cosine", description="how the rate falls after warmup")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")
+    warmup_steps: int | None = Field(None, ge=0, description="in place of warmup: their number")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    adam: Adam = Adam()
+    loss: Loss = Loss()
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="compute layers again in the backward pass: all but matrix products and attention, or all"
+    )
+    non_finite_steps: int = Field(
+        3, ge=1, description="stop when so many steps were skipped, because the loss or a gradient is not finite"
+    )
+    checks: Checks | None = Field(None, description="validation loss and benchmarks while training goes on")
     cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
     workers: int = Field(0, ge=0, le=256, description="processes that read samples, and decode pictures ahead of it")
     worker_timeout: float = Field(300.0, gt=0, description="seconds after which a worker without its pack has hung")
@@ -131,10 +162,40 @@ class Stage(Value):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Stage:
-        if self.warm_start is not None and (self.train.connector is None or not self.cache_features):
+        if self.samples_per_step is not None and self.packs_per_step != 1:
+            raise ValueError("give packs_per_step or samples_per_step, not both")
+        if self.samples_per_step is not None and self.order == "stream":
+            raise ValueError("order: stream counts steps in packs; give packs_per_step")
+        if self.warm_start is not None and not (self.train.trains("connector") and self.cache_features):
             raise ValueError("warm_start needs a stage that trains 'connector' and has cache_features: true")
-        if self.cache_features and self.train.vision is not None:
+        if self.cache_features and self.train.trains("vision"):
             raise ValueError("cache_features needs a frozen encoder, but this stage trains 'vision'")
+        return self
+
+
+class Parallel(Value):
+    """How processes (ranks), one to a device, share the work; started by `torchrun --nproc-per-node N -m opsin train`.
+
+    Each rank makes its share of a step's packs. `full` divides weights, gradients and the optimiser's state among all
+    ranks (FSDP2), `hybrid` among those of a group of `group_size`, with copies in the other groups, `none` copies them
+    all. `auto` is `full` for more than one rank.
+    """
+
+    sharding: Literal["auto", "none", "full", "hybrid"] = "auto"
+    group_size: int | None = Field(
+        default=None, ge=2, description="of hybrid sharding; by default the ranks of one machine"
+    )
+    cpu_offload: bool = Field(default=False, description="keep sharded weights and optimiser state in CPU memory")
+    timeout: float = Field(
+        default=600.0, gt=0, description="seconds after which a rank that does not answer is given up"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Parallel:
+        if self.group_size is not None and self.sharding != "hybrid":
+            raise ValueError("group_size is for sharding: hybrid")
+        if self.cpu_offload and self.sharding == "none":
+            raise ValueError("cpu_offload needs sharding: full or hybrid")
         return self
 
 
@@ -148,7 +209,15 @@ class Recipe(Value):
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first CUDA device, if there is one")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end of each stage only")
-    keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept")
+    keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept, the newest ones")
+    keep_every: int | None = Field(None, ge=1, description="keep those of every so many steps as well")
+    save_in_background: bool = Field(True, description="train on while a checkpoint is written")
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop", description="what to do when a mid-stage checkpoint cannot be saved; the end of a stage always stops"
+    )
+    compile: bool = Field(False, description="compile the language model's layers; pays on GPUs, for long runs")
+    parallel: Parallel = Parallel()
+    tensorboard: bool = Field(False, description="write RUN/tensorboard as well, with the extra 'track'")
     skip_bad: bool = Field(False, description="leave out samples that cannot be used, each named in RUN/skipped.txt")
     model: ModelConfig | None = Field(None, description="the parts of a new model")
     start_from: ExistingFolder | None = Field(

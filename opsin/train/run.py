@@ -26,7 +26,7 @@ from opsin.core.errors import DamagedError, DataError, TrainError
 from opsin.core.files import write_json
 from opsin.data.corpus import Corpus
 from opsin.data.plan import Pack
-from opsin.model.config import Lora, PartName
+from opsin.model.config import Lora, ModuleName
 from opsin.model.lora import merge_lora, require_peft
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ def _read_work(recipe: Recipe, first: int, hooks: Hooks) -> Work:
     advice = ""
     for index in range(first, len(recipe.stages)):
         stage = recipe.stages[index]
-        if any(plan.lora is not None for plan in stage.train.parts.values()):
+        if any(group.plan.lora is not None for group in stage.train.groups):
             require_peft()
         try:
             data[index] = read_stage(
@@ -198,7 +198,7 @@ def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path 
         stage = recipe.stages[index]
         # New adapters are drawn at random: the same ones whether the run comes from the stage before or is resumed.
         torch.manual_seed(recipe.seed + 1 + index)
-        prepare_parts(model, stage)
+        lora = prepare_parts(model, stage)
         if folder is not None:
             fill_model(model, folder)
         loop = _build_loop(work, index, model, out, hooks)
@@ -213,7 +213,7 @@ def _stages(work: Work, out: Path, model: Vlm, position: Position, folder: Path 
             restore_optimiser(model, loop.optimiser, load_file(folder / OPTIMISER))
             folder = None
         with closing(loop):
-            last = _train_stage(work, index, loop, out, hooks)
+            last = _train_stage(work, index, loop, lora, out, hooks)
         hooks.after_stage(stage, model)
     return last
 
@@ -266,9 +266,10 @@ def _audit_line(stage: Stage, audit: Audit) -> str:
     return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"
 
 
-def _train_stage(work: Work, index: int, loop: StageLoop, out: Path, hooks: Hooks) -> Path:
+def _train_stage(
+    work: Work, index: int, loop: StageLoop, lora: dict[ModuleName, Lora], out: Path, hooks: Hooks
+) -> Path:
     recipe, stage = work.recipe, loop.stage
-    lora = {part: plan.lora for part, plan in stage.train.parts.items() if plan.lora is not None}
     hooks.on_stage(stage, loop)
     with (out / METRICS).open("a", encoding="utf-8") as metrics:
         while loop.step < len(loop.steps):
@@ -293,7 +294,7 @@ def _train_stage(work: Work, index: int, loop: StageLoop, out: Path, hooks: Hook
 
 
 def _save(
-    out: Path, index: int, loop: StageLoop, tokenizer: Tokenizer, lora: dict[PartName, Lora], *, done: bool
+    out: Path, index: int, loop: StageLoop, tokenizer: Tokenizer, lora: dict[ModuleName, Lora], *, done: bool
 ) -> Path:
     def write(folder: Path) -> None:
         write_model(folder, loop.model, tokenizer, lora)

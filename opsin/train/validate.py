@@ -249,6 +249,8 @@ def _alternatives(schema: dict[str, Any], node: dict[str, Any], data: Any) -> li
     """A schema node with references followed and unions opened; of a union by `kind`, only the one the data names."""
     if "$ref" in node:
         return _alternatives(schema, schema["$defs"][node["$ref"].rpartition("/")[2]], data)
+    if node.get("type") == "array" and isinstance(data, dict) and "items" in node:  # one that stands for a list of one
+        return _alternatives(schema, node["items"], data)
     mapping = node.get("discriminator", {}).get("mapping", {})
     if isinstance(data, dict) and data.get("kind") in mapping:
         return _alternatives(schema, {"$ref": mapping[data["kind"]]}, data)

@@ -81,7 +81,7 @@ def warm_start(
     for _ in range(settings.epochs):
         total = 0.0
         for rows in torch.randperm(count, generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
-            optimiser.param_groups[0]["lr"] = settings.lr * rate_factor(step, steps, RISING)
+            optimiser.param_groups[0]["lr"] = settings.lr * rate_factor(step, steps, math.ceil(RISING * steps))
             visual_ND, means_GD = _tokens(model, data, rows.tolist(), centre_D)
             cosines_GW = F.normalize(means_GD, dim=-1) @ data.directions_WD.T
             loss = -(data.words_GW[rows].to(model.device) * (cosines_GW / TEMPERATURE).log_softmax(-1)).sum(-1).mean()

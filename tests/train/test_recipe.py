@@ -36,8 +36,8 @@ def test_a_recipe_is_read_and_resolved(tmp_path: Path) -> None:
     value = recipe_value(tmp_path)
     recipe = load_recipe(written(tmp_path, value))
     assert [stage.name for stage in recipe.stages] == ["align", "instruct"]
-    assert list(recipe.stages[1].train.parts) == ["connector", "language"]
-    assert recipe.stages[0].train.parts["connector"].lr == 1e-2
+    assert [group.name for group in recipe.stages[1].train.groups] == ["connector", "language"]
+    assert recipe.stages[0].train.groups[0].plan.lr == 1e-2
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
@@ -112,7 +112,7 @@ def test_stage_names_must_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"train": {}}, "a stage must train at least one of: vision, connector, language"),
+        ({"train": {}}, "a stage must train at least one of: vision, connector, newline, gates, language, embeddings"),
         (
             {"train": {"vision": {"lr": 1e-3}}, "cache_features": True},
             "cache_features needs a frozen encoder, but this stage trains 'vision'",
@@ -161,8 +161,8 @@ def test_a_tower_with_another_resolution_is_refused(tmp_path: Path) -> None:
 def test_overrides_change_one_value_and_are_checked(tmp_path: Path) -> None:
     path = written(tmp_path, recipe_value(tmp_path))
     recipe = load_recipe(path, ["stages.1.train.language.lr=5e-4", "seed=9"])
-    assert recipe.stages[1].train.parts["language"].lr == 5e-4
-    assert recipe.stages[1].train.parts["connector"].lr == 1e-2
+    assert recipe.stages[1].train.groups[1].plan.lr == 5e-4
+    assert recipe.stages[1].train.groups[0].plan.lr == 1e-2
     assert recipe.seed == 9
     (problem,) = refusal(path, ["stages.1.epoch=3"]).problems
     assert problem == "override stages.1.epoch=3: stages.1.epoch: unknown key; did you mean 'epochs'?"
