@@ -93,7 +93,7 @@ ModuleName = Literal["vision", "connector", "language"]
 
 
 class Lora(Value):
-    """Low-rank adapters (arXiv 2106.09685) on a part's linear layers: all, or those whose names end as `targets` say."""
+    """Low-rank adapters (arXiv 2106.09685) on linear layers: all, or those whose names end as in `targets`."""
 
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = Field(32.0, gt=0)

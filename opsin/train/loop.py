@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,42 +18,10 @@ from opsin.data.plan import Pack
 from opsin.model.loss import supervised_loss
 from opsin.model.vlm import Vlm
 from opsin.train.data import StageData
+from opsin.train.metrics import StepMetrics
 from opsin.train.optimiser import Audit, audit_gradients, rate_factor, rising_steps, set_rates
 from opsin.train.recipe import Stage
 from opsin.train.stream import StreamSteps, packs_from
-
-
-@dataclass(frozen=True, slots=True)
-class StepMetrics:
-    """What one optimiser step did; without a loss, that nothing was left of its packs and no weight was changed.
-
-    `skipped`: samples of its packs that were left out, because a medium of them is damaged.
-    """
-
-    step: int
-    loss: float | None
-    grad_norm: float | None
-    rates: dict[str, float]
-    tokens: int
-    supervised: int
-    pictures: int
-    seconds: float
-    skipped: int = 0
-
-    def as_dict(self, stage: str) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        line = {
-            "stage": stage,
-            "step": self.step,
-            "loss": self.loss,
-            "grad_norm": self.grad_norm,
-            "lr": self.rates,
-            "tokens": self.tokens,
-            "supervised": self.supervised,
-            "pictures": self.pictures,
-            "seconds": round(self.seconds, 4),
-        }
-        return line | ({"skipped": self.skipped} if self.skipped else {})
 
 
 @dataclass

@@ -105,7 +105,7 @@ def _store_as(part: nn.Module, dtype: torch.dtype) -> None:
 
 
 def trained_parameters(model: Vlm, stage: Stage) -> dict[str, dict[str, nn.Parameter]]:
-    """Trainable parameters by the name of their plan and by their own in the whole model; a tied weight appears once, as the embedding.
+    """Trainable parameters by the name of their plan and by their own; a tied weight appears once, as the embedding.
 
     Raises:
         TrainError: a plan holds no weight of this model.

@@ -1,4 +1,4 @@
-"""What a stage trains and how fast: plans for parts of the model, or for some of their layers. Nothing here needs torch.
+"""What a stage trains and how fast: plans for parts of the model, or for layers of them. Nothing here needs torch.
 
 vision       the encoder                       newline     the learned vector behind rows of visual tokens
 connector    encoder -> language model         gates       gated cross-attention blocks

@@ -17,9 +17,10 @@ from opsin.data.held import Held
 from opsin.data.plan import Plan
 from opsin.model.vlm import Vlm
 from opsin.report.words import amounts, counted
-from opsin.train.loop import StageLoop, StepMetrics
+from opsin.train.hooks import Hooks
+from opsin.train.loop import StageLoop
+from opsin.train.metrics import StepMetrics
 from opsin.train.recipe import Stage
-from opsin.train.run import Hooks
 
 PLAIN_EVERY = 20
 """Steps between printed lines where there is no terminal to draw a bar on."""

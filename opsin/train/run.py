@@ -11,7 +11,7 @@ RUN/checkpoints/     00-align-000000120/ ...
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,9 @@ from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.features import FeatureCache, telling
+from opsin.train.hooks import Hooks
 from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affected, name_damaged, tell_damaged
-from opsin.train.loop import StageLoop, StepMetrics
+from opsin.train.loop import StageLoop
 from opsin.train.optimiser import Audit, build_optimiser, optimiser_state, prepare_parts, restore_optimiser, store_parts
 from opsin.train.recipe import Recipe, Stage
 from opsin.train.record import check_planned, check_samples, forget_metrics, read_record, write_record
@@ -46,23 +47,6 @@ DAMAGED = (
     "with --skip-bad leaves them out"
 )
 """What to do about a medium that is damaged behind its header, so that it is found when its pack comes."""
-
-
-def _ignore(*_: object) -> None:
-    """The default of every hook."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a caller wants to be told. None of them can change the training."""
-
-    on_line: Callable[[str], None] = _ignore
-    on_read: Callable[[str, int], None] = _ignore
-    on_features: Callable[[int, int], None] = _ignore
-    on_stage: Callable[[Stage, StageLoop], None] = _ignore
-    on_step: Callable[[Stage, StepMetrics, int], None] = _ignore
-    before_stages: Callable[[Vlm], None] = _ignore
-    after_stage: Callable[[Stage, Vlm], None] = _ignore
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from PIL import Image
 from opsin.cli import main
 from opsin.core.errors import DataError
 from opsin.data.check import check, source_of
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import load_recipe
-from opsin.train.run import Hooks, start
+from opsin.train.run import start
 from tests.support.models import draw_picture, recipe_value
 
 if TYPE_CHECKING:

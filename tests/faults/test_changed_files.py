@@ -19,15 +19,16 @@ from opsin.data.index import index_of
 from opsin.data.loader import Loader
 from opsin.data.plan import Budget, plan_epoch
 from opsin.data.sources import LlavaFile
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe
-from opsin.train.run import Hooks, resume, start
+from opsin.train.run import resume, start
 from tests.support.models import draw_picture, model_value, recipe_value, tiny_vlm, write_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opsin.core.types import Picture
-    from opsin.train.loop import StepMetrics
+    from opsin.train.metrics import StepMetrics
     from opsin.train.recipe import Stage
 
 SAMPLES = 12

@@ -19,8 +19,9 @@ from opsin.data.sources import MessagesFile, ParquetFile, TarShards
 from opsin.quickstart import mixture
 from opsin.quickstart.mixture import SHOWN, write_recipe
 from opsin.synthesize.rules import YES_NO
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import load_recipe
-from opsin.train.run import Hooks, start
+from opsin.train.run import start
 from opsin.vision.picture import open_picture
 from tests.support.mixture import SIZE, tiny_recipe, write_tiny_mixture
 

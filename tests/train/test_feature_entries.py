@@ -13,8 +13,9 @@ from opsin.data.example import Preparation, Seen, plan_media, seen_alone, shrunk
 from opsin.model.vlm import Vlm
 from opsin.train import features
 from opsin.train.features import FeatureCache
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe
-from opsin.train.run import Hooks, start
+from opsin.train.run import start
 from opsin.vision.shrinking import ladder
 from tests.support.models import build, draw_picture, model_value, recipe_value, tiny_vlm
 from tests.support.tokenizers import chatml_tokenizer_dir

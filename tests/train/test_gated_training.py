@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from opsin.core.errors import TrainError
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe
-from opsin.train.run import Hooks, start
+from opsin.train.run import start
 from tests.support.models import model_value, open_gates, recipe_value
 from tests.support.tokenizers import chatml_tokenizer_dir
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opsin.cli import main
+from opsin.train.hooks import Hooks
 from opsin.train.outlook import look_ahead
 from opsin.train.recipe import load_recipe
-from opsin.train.run import Hooks, start
+from opsin.train.run import start
 from tests.support.models import build, recipe_value
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from opsin.train.loop import StepMetrics
+    from opsin.train.metrics import StepMetrics
     from opsin.train.recipe import Stage
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from opsin.train import progress as module
-from opsin.train.loop import StepMetrics
+from opsin.train.metrics import StepMetrics
 from opsin.train.progress import ProgressHooks
 from tests.support.models import stage_of
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from opsin.checkpoint.model import load_model
 from opsin.checkpoint.store import candidates, newest_whole
 from opsin.core.errors import DataError, TrainError
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe
-from opsin.train.run import Hooks, resume, start
+from opsin.train.run import resume, start
 from tests.support.models import recipe_value, write_data
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from opsin.model.vlm import Vlm
-    from opsin.train.loop import StepMetrics
+    from opsin.train.metrics import StepMetrics
     from opsin.train.recipe import Stage
 
 LORA = {"connector": {"lr": 1e-2}, "language": {"lr": 1e-2, "lora": {"rank": 2}}}

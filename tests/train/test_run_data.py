@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from opsin.core.errors import DataError, TrainError
 from opsin.data import index
 from opsin.train import stream
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe
-from opsin.train.run import Hooks, resume, start
+from opsin.train.run import resume, start
 from tests.support.models import recipe_value, write_data
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from opsin.train.loop import StepMetrics
+    from opsin.train.metrics import StepMetrics
     from opsin.train.recipe import Stage
 
 

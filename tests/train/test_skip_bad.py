@@ -19,10 +19,11 @@ from opsin.data.plan import Pack
 from opsin.report.run import read_steps
 from opsin.train.data import plan_steps, read_stage
 from opsin.train.features import FeatureCache
+from opsin.train.hooks import Hooks
 from opsin.train.loop import StageLoop
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
 from opsin.train.recipe import Recipe, Stage, WarmStart
-from opsin.train.run import Hooks, resume, start
+from opsin.train.run import resume, start
 from opsin.train.warm_start import warm_start
 from opsin.vision import video
 from opsin.vision.picture import open_picture
@@ -32,7 +33,7 @@ from tests.support.videos import write_video
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from opsin.train.loop import StepMetrics
+    from opsin.train.metrics import StepMetrics
 
 TRAIN = {"connector": {"lr": 1e-2}, "language": {"lr": 1e-3}}
 DAMAGED = "the file is damaged or cut short; it cannot be decoded"

@@ -10,8 +10,9 @@ import yaml
 
 from opsin.checkpoint.load import load
 from opsin.core.errors import RecipeError
+from opsin.train.hooks import Hooks
 from opsin.train.recipe import load_recipe
-from opsin.train.run import Hooks, start
+from opsin.train.run import start
 from tests.support.hub import hub_dir
 from tests.support.models import recipe_value
 
