@@ -72,14 +72,37 @@ def plan_epoch(costs: Costs, budget: Budget, *, seed: int, epoch: int, samples: 
         ValueError: a sample is over a budget, which `opsin.data.policy` decides about before.
     """
     taken = np.arange(len(costs)) if samples is None else samples
-    chosen = costs.take(taken)
-    if len(chosen) and (chosen.tokens.max() > budget.tokens or chosen.patches.max() > budget.patches):
-        raise ValueError(f"a sample has {chosen.tokens.max()} tokens or {chosen.patches.max()} patches; {budget}")
+    chosen = _fitting(costs, taken, budget)
     order = np.random.default_rng([seed, epoch]).permutation(len(taken))
     packs = list(_packs(order, chosen, budget))
     # The last packs of the epoch are the emptiest; shuffling spreads them.
     shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(packs))
     return Plan(tuple(_pack(packs[i], taken, chosen) for i in shuffled.tolist()), budget)
+
+
+def plan_batches(
+    costs: Costs, budget: Budget, size: int, *, seed: int, epoch: int, samples: np.ndarray | None = None
+) -> tuple[tuple[Pack, ...], ...]:
+    """Shuffle, then cut into batches of `size` samples, each filled into packs by itself; the last batch has the rest.
+
+    Which samples a batch holds does not depend on the budget, which decides about the number of its packs alone.
+
+    Raises:
+        ValueError: a sample is over a budget, which `opsin.data.policy` decides about before.
+    """
+    taken = np.arange(len(costs)) if samples is None else samples
+    chosen = _fitting(costs, taken, budget)
+    order = np.random.default_rng([seed, epoch]).permutation(len(taken))
+    batches = (order[start : start + size] for start in range(0, len(order), size))
+    return tuple(tuple(_pack(places, taken, chosen) for places in _packs(batch, chosen, budget)) for batch in batches)
+
+
+def _fitting(costs: Costs, taken: np.ndarray, budget: Budget) -> Costs:
+    """What these samples cost, each within the budget."""
+    chosen = costs.take(taken)
+    if len(chosen) and (chosen.tokens.max() > budget.tokens or chosen.patches.max() > budget.patches):
+        raise ValueError(f"a sample has {chosen.tokens.max()} tokens or {chosen.patches.max()} patches; {budget}")
+    return chosen
 
 
 def _pack(places: Sequence[int], taken: np.ndarray, chosen: Costs) -> Pack:

@@ -17,7 +17,7 @@ from opsin.data.costs import KINDS
 from opsin.data.example import Preparation
 from opsin.data.index import index_of
 from opsin.data.mixture import Portion, amounts, draw, needed
-from opsin.data.plan import Pack, plan_epoch
+from opsin.data.plan import Pack, plan_batches, plan_epoch
 from opsin.model.config import ModelConfig
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.recipe import Stage
@@ -118,7 +118,9 @@ def mixture_digest(stage: Stage) -> str:
 def plan_steps(data: StageData, stage: Stage, seed: int) -> Sequence[tuple[Pack, ...]]:
     """The packs of every optimiser step of a stage, in order: a pure function of the data, the stage and the seed.
 
-    Those of a stage that streams are planned when they are looked at.
+    With `samples_per_step` a step is so many samples of an epoch, as in the papers; the last step of an epoch has what
+    is left of it, so every epoch takes each of its samples once. Otherwise a step is `packs_per_step` packs, whatever
+    the epochs that they come from. Steps of a stage that streams are planned when they are looked at.
 
     Raises:
         DataError: so small a part of an epoch holds no pack.
@@ -127,20 +129,29 @@ def plan_steps(data: StageData, stage: Stage, seed: int) -> Sequence[tuple[Pack,
         return StreamSteps(data.reading, data.examples, seed)
     parts = range(len(data.examples.parts))
     groups = [[part] for part in parts] if stage.order == "as_listed" else [list(parts)]
-    costs = data.examples.costs
-    packs: list[Pack] = []
+    steps: list[tuple[Pack, ...]] = []
     for group in groups:
         for epoch in range(math.ceil(stage.epochs)):
             samples = np.concatenate([_drawn(data, stage, part, seed, epoch) for part in group])
-            plan = plan_epoch(costs, stage.budget, seed=seed, epoch=epoch, samples=samples)
+            made = _epoch(data, stage, seed, epoch, samples)
             share = min(1.0, stage.epochs - epoch)
             # Rounded, since 1.1 - 1 is a little over 0.1.
-            packs += plan.packs[: math.ceil(round(share * len(plan.packs), 6))]
-    if not packs:
+            steps += made[: math.ceil(round(share * len(made), 6))]
+    if not steps:
         raise DataError([f"stage {stage.name!r}: epochs {stage.epochs:g} are no whole pack, so 0 steps; raise epochs"])
-    # The last, smaller step counts too: no sample is dropped, and the loss is normalised by the step's own tokens.
-    steps = [tuple(packs[i : i + stage.packs_per_step]) for i in range(0, len(packs), stage.packs_per_step)]
+    if stage.samples_per_step is None:
+        # The last, smaller step counts too: no sample is dropped, and the loss is normalised by the step's own tokens.
+        packs = [pack for step in steps for pack in step]
+        steps = [tuple(packs[i : i + stage.packs_per_step]) for i in range(0, len(packs), stage.packs_per_step)]
     return steps[: stage.steps]
+
+
+def _epoch(data: StageData, stage: Stage, seed: int, epoch: int, samples: np.ndarray) -> Sequence[tuple[Pack, ...]]:
+    """An epoch's steps of so many samples, or its packs one by one."""
+    costs, budget = data.examples.costs, stage.budget
+    if stage.samples_per_step is not None:
+        return plan_batches(costs, budget, stage.samples_per_step, seed=seed, epoch=epoch, samples=samples)
+    return [(pack,) for pack in plan_epoch(costs, budget, seed=seed, epoch=epoch, samples=samples).packs]
 
 
 def _drawn(data: StageData, stage: Stage, part: int, seed: int, epoch: int) -> np.ndarray:

@@ -69,6 +69,8 @@ class StageOutlook:
     - `epoch`: how many samples an epoch takes; None for a stream
     - `samples`: different ones that the packs of all epochs hold; `costliest` are the longest of them
     - `mixture`: a hash of the contents of its sources and of how much is taken of each
+    - `steps`: their number, each of `samples_per_step` samples where the recipe counts them so
+    - `packs_per_step`: mean and most
     - `efficiency`: the share of the packs' token budgets that is filled
     - `balance`: how much more than the mean the busiest of `ranks` processes has to do in a step, in tokens and patches
     - `uneven`: what in the recipe makes that so, if it does, and what to do about it
@@ -84,6 +86,8 @@ class StageOutlook:
     samples: int
     packs: int
     steps: int
+    samples_per_step: int | None
+    packs_per_step: tuple[float, int]
     tokens: int
     visual: int
     supervised: int
@@ -130,6 +134,8 @@ def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_
         samples=len(held.samples),
         packs=len(plan.packs),
         steps=len(steps),
+        samples_per_step=stage.samples_per_step,
+        packs_per_step=(len(plan.packs) / len(steps), max(map(len, steps))),
         tokens=plan.tokens,
         visual=held.visual,
         supervised=plan.supervised,
@@ -139,7 +145,7 @@ def _outlook(recipe: Recipe, stage: Stage, tokenizer: Tokenizer, ranks: int, on_
         histogram=tuple(int(count) for count in histogram),
         costliest=_costliest(data.examples, held),
         balance=(_imbalance(steps, ranks, "tokens"), _imbalance(steps, ranks, "patches")),
-        uneven=_uneven(stage.packs_per_step, ranks),
+        uneven=_uneven(stage, steps, ranks),
         memory=memory(recipe, stage),
         refused=tuple(data.found.refused),
         dropped=tuple(data.found.dropped),
@@ -174,8 +180,16 @@ def _imbalance(steps: Sequence[tuple[Pack, ...]], ranks: int, cost: str) -> floa
     return float(np.mean(found)) if found else 0.0
 
 
-def _uneven(packs: int, ranks: int) -> str:
+def _uneven(stage: Stage, steps: Sequence[tuple[Pack, ...]], ranks: int) -> str:
     """What the number of packs of a step means for the ranks that share them; nothing where all get as many."""
+    if stage.samples_per_step is not None:
+        uneven, few = sum(len(step) % ranks > 0 for step in steps), sum(len(step) < ranks for step in steps)
+        if not uneven:
+            return ""
+        idle = f", and {few:,} leave some idle" if few else ""
+        advice = f"a smaller batch_tokens than {stage.batch_tokens:,} makes more packs of a step, and the rest smaller"
+        return f"{uneven:,} of {len(steps):,} steps give some of {ranks} ranks one pack more{idle}; {advice}"
+    packs = stage.packs_per_step
     if packs % ranks == 0:
         return ""
     told = f"leaves {ranks - packs} of {ranks} ranks idle" if packs < ranks else f"gives some of {ranks} ranks one more"

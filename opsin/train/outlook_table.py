@@ -23,7 +23,7 @@ def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
     yield f"stage {stage.name}: {told}"
     yield f"  mixture      {stage.mixture[:16]}"
     yield from _sources(stage)
-    yield f"  steps        {stage.steps:,}"
+    yield f"  steps        {stage.steps:,}{_step(stage)}"
     text = stage.tokens - stage.visual
     yield f"  tokens       {stage.tokens:,} = {text:,} text + {stage.visual:,} visual; {stage.supervised:,} supervised"
     yield f"  patches      {stage.patches:,}"
@@ -47,6 +47,14 @@ def _stage(stage: StageOutlook, rate: float | None) -> Iterator[str]:
         if lines:
             yield f"  {what}: {len(lines):,}"
             yield from (f"    {line}" for line in lines)
+
+
+def _step(stage: StageOutlook) -> str:
+    """What a step holds, where it is counted in samples."""
+    if stage.samples_per_step is None:
+        return ""
+    mean, most = stage.packs_per_step
+    return f" of {stage.samples_per_step:,} samples, in {mean:.1f} packs on average and {most:,} at most"
 
 
 def _time(tokens: int, rate: float) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsin.data.costs import Costs
-from opsin.data.plan import WINDOW, Budget, Pack, Plan, plan_epoch, rank_share
+from opsin.data.plan import WINDOW, Budget, Pack, Plan, plan_batches, plan_epoch, rank_share
 
 BUDGET = 64
 LENGTHS = st.lists(st.integers(2, BUDGET), min_size=1, max_size=80)
@@ -129,6 +129,37 @@ def test_no_pack_is_over_either_budget(costs: list[tuple[int, int]]) -> None:
     for pack in plan.packs:
         assert pack.tokens == sum(costs[i][0] for i in pack.samples) <= BUDGET
         assert pack.patches == sum(costs[i][1] for i in pack.samples) <= 100
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, size=st.integers(1, 100), tokens=st.integers(BUDGET, 400), seed=st.integers(0, 2**31 - 1))
+def test_batches_hold_the_samples_of_a_step_whatever_the_budget(
+    lengths: list[int], size: int, tokens: int, seed: int
+) -> None:
+    costs = costs_of(lengths)
+    batches = plan_batches(costs, budget(tokens), size, seed=seed, epoch=1)
+    held = [sorted(i for pack in batch for i in pack.samples) for batch in batches]
+    assert sorted(i for samples in held for i in samples) == list(range(len(lengths)))
+    assert [len(samples) for samples in held[:-1]] == [size] * (len(held) - 1)
+    assert 1 <= len(held[-1]) <= size
+    assert all(pack.tokens == sum(lengths[i] for i in pack.samples) <= tokens for batch in batches for pack in batch)
+    roomy = plan_batches(costs, budget(10**6), size, seed=seed, epoch=1)
+    assert [sorted(pack.samples) for (pack,) in roomy] == held
+
+
+def test_batches_differ_between_epochs_and_refuse_what_no_pack_holds() -> None:
+    costs = costs_of([9] * 40)
+    first, second = (plan_batches(costs, budget(), 8, seed=0, epoch=epoch) for epoch in (0, 1))
+    assert first != second
+    with pytest.raises(ValueError, match="9 tokens"):
+        plan_batches(costs, budget(8), 8, seed=0, epoch=0)
+
+
+def test_a_batch_takes_few_packs() -> None:
+    lengths = llava_lengths(np.random.default_rng(3), 128 * 20)
+    batches = plan_batches(costs_of(lengths.tolist()), budget(8192), 128, seed=0, epoch=0)
+    least = [np.ceil(sum(pack.tokens for pack in batch) / 8192) for batch in batches]
+    assert np.mean([len(batch) for batch in batches]) <= np.mean(least) + 0.3
 
 
 STEP = st.lists(st.integers(0, 50), max_size=20)

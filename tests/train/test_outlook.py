@@ -109,6 +109,20 @@ def test_packs_of_a_step_that_ranks_cannot_share_evenly_are_told(tmp_path: Path)
     assert some.uneven == "packs_per_step 6 gives some of 4 ranks one more; make it a multiple of 4"
 
 
+def test_steps_of_samples_tell_their_packs_and_which_are_uneven(tmp_path: Path) -> None:
+    changes = ["stages.0.samples_per_step=4", "stages.0.batch_tokens=64", "stages.1.samples_per_step=8"]
+    first, second = look_ahead(load_recipe(written(tmp_path), changes), ranks=2)
+    assert (first.samples_per_step, first.steps) == (4, 2)
+    assert (second.samples_per_step, second.steps) == (8, 1)
+    assert first.packs_per_step[0] == first.packs / 2
+    assert first.packs_per_step[1] >= first.packs_per_step[0] > 1
+    roomy, _ = look_ahead(load_recipe(written(tmp_path), ["stages.0.samples_per_step=4"]), ranks=64)
+    assert roomy.uneven == (
+        "2 of 2 steps give some of 64 ranks one pack more, and 2 leave some idle; "
+        "a smaller batch_tokens than 96 makes more packs of a step, and the rest smaller"
+    )
+
+
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path)
     assert run("plan", str(path), "--rate", "1000") == 0

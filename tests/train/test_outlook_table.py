@@ -20,6 +20,8 @@ STAGE = StageOutlook(
     samples=650,
     packs=40,
     steps=20,
+    samples_per_step=None,
+    packs_per_step=(2.0, 2),
     tokens=48_000,
     visual=30_000,
     supervised=12_000,
@@ -74,3 +76,9 @@ def test_samples_that_something_happened_to_are_counted_and_named() -> None:
         lines([replace(STAGE, refused=("a.json:3: (y) no such file",), dropped=("a.json:4: (z) 9 tokens",))], None)
     )
     assert told[-4:] == ["  dropped: 1", "    a.json:4: (z) 9 tokens", "  refused: 1", "    a.json:3: (y) no such file"]
+
+
+def test_a_step_of_samples_tells_its_packs() -> None:
+    assert "  steps        20" in list(lines([STAGE], None))
+    told = replace(STAGE, samples_per_step=128, packs_per_step=(11.25, 14))
+    assert "  steps        20 of 128 samples, in 11.2 packs on average and 14 at most" in list(lines([told], None))
