@@ -18,6 +18,7 @@ from opsin.data.sources import Source
 from opsin.model.config import ModelConfig
 from opsin.model.pretrained import Value
 from opsin.text.templates import Template
+from opsin.train.packaged import find_recipe
 from opsin.train.parts import Rate, Trained
 from opsin.train.validate import load_config
 from opsin.vision.resolution import Resolution
@@ -250,12 +251,17 @@ class Recipe(Value):
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, variables: Mapping[str, str] | None = None) -> Recipe:
     """Read, validate and resolve a recipe; file paths in it are relative to the recipe's folder.
 
-    `variables` fill `${NAME}` in its texts, by default from the environment.
+    `path` may be the name of a packaged recipe, whose paths are relative to the working directory. An override of
+    `start_from` takes the place of the recipe's model. `variables` fill `${NAME}` in its texts, by default from the
+    environment.
 
     Raises:
         RecipeError: every problem at once, each with its line.
     """
-    recipe = load_config(path, Recipe, overrides, variables=variables)
+    path, folder = find_recipe(path)
+    if any(override.startswith("start_from=") for override in overrides):
+        overrides = ["model=null", *overrides]
+    recipe = load_config(path, Recipe, overrides, variables=variables, folder=folder)
     if recipe.model is not None and recipe.start_from is not None:
         raise RecipeError(
             str(path), [f"{path}: give 'model' or 'start_from', not both: a checkpoint has its own parts"]

@@ -51,11 +51,13 @@ def load_config(
     *,
     variables: Mapping[str, str] | None = None,
     name: str = "<text>",
+    folder: Path | None = None,
 ) -> Model:
     """Read a YAML file (a `Path`) or YAML text (a `str`, called `name`), apply overrides, and validate.
 
     An override is `stages.0.train.connector.lr=5e-4`, its value read as YAML. `variables` (by default the environment)
-    fills `${NAME}` and `${NAME:-default}`. Relative paths (`opsin.core.paths`) start at the file's folder.
+    fills `${NAME}` and `${NAME:-default}`. Relative paths (`opsin.core.paths`) start at `folder`, by default
+    the file's.
 
     Raises:
         RecipeError: with every problem, each with its line or its override.
@@ -68,10 +70,11 @@ def load_config(
         raise RecipeError(name, [f"{name}:{line}: {problem}" for line, problem in sorted(document.problems)])
     if not isinstance(document.value, dict):
         raise RecipeError(name, [f"{name}:1: expected a mapping of keys, got {_shown(document.value)}"])
-    draft = _Draft(name, document)
+    draft = _Draft(name, document, variables)
     for override in overrides:
-        draft.apply(override, variables)
-    folder = source.absolute().parent if isinstance(source, Path) else None
+        draft.apply(override)
+    if folder is None and isinstance(source, Path):
+        folder = source.absolute().parent
     value = _validated(model, draft, folder)
     if value is None or draft.problems:
         raise RecipeError(name, [text for _, text in sorted(draft.problems, key=lambda problem: problem[0])])
@@ -84,15 +87,25 @@ class _Draft:
 
     name: str
     document: YamlDocument
+    variables: Mapping[str, str]
     origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
 
     def refuse(self, path: KeyPath, problem: str) -> None:
         """Note a problem at a key path, with the nearest line or override above it."""
         line, origin = self._place(path)
+        problem += self._named(path)
         text = f"{origin}: {dotted(path)}: {problem}" if path else f"{origin}: {problem}"
         if (line, text) not in self.problems:
             self.problems.append((line, text))
+
+    def _named(self, path: KeyPath) -> str:
+        """The variables that the value at a key path is made of, and whether they are set: what a reader may change."""
+        told = [
+            f"{name}, which is {'set' if name in self.variables else 'not set, so the default holds'}"
+            for name in self.document.variables.get(path, ())
+        ]
+        return f" (from the variable {'; '.join(told)})" if told else ""
 
     def _place(self, path: KeyPath) -> tuple[int, str]:
         for length in range(len(path), -1, -1):
@@ -103,7 +116,7 @@ class _Draft:
                 return line, f"{self.name}:{line}"
         return 1, f"{self.name}:1"
 
-    def apply(self, override: str, variables: Mapping[str, str]) -> None:
+    def apply(self, override: str) -> None:
         """Set one value by its dotted path; whether the schema has that key is decided by the validation."""
         dotted_path, equals, text = override.partition("=")
         words = dotted_path.strip().split(".")
@@ -112,7 +125,7 @@ class _Draft:
         if not equals or not all(words):
             self.refuse((), "expected path.to.key=value")
         else:
-            document = read_yaml(text, variables)
+            document = read_yaml(text, self.variables)
             problems = [problem for _, problem in document.problems]
             problem = problems[0] if problems else self._set(words, document.value, origin)
             if problem:
@@ -136,6 +149,7 @@ class _Draft:
             return f"{dotted((*path, words[-1]))}: {key.problem}"
         container[key] = value
         self.origins[(*path, key)] = origin
+        self.document.variables.pop((*path, key), None)
         return None
 
 

@@ -28,11 +28,17 @@ _TEXT = f"{_CORE}str"
 
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
-    """The value, the line (from 1) of every key path in it, and the problems as (line, text)."""
+    """A value and what to say of it.
+
+    - `lines`: of every key path in it (from 1)
+    - `problems`: (line, text)
+    - `variables`: those of which a text is made, by its key path
+    """
 
     value: Any
     lines: dict[KeyPath, int]
     problems: list[tuple[int, str]]
+    variables: dict[KeyPath, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_yaml(text: str, variables: Mapping[str, str]) -> YamlDocument:
@@ -48,7 +54,7 @@ def read_yaml(text: str, variables: Mapping[str, str]) -> YamlDocument:
         return YamlDocument(None, {}, [(1, "nested too deeply to read; flatten it")])
     walk = _Walk(variables)
     value = None if node is None else walk.value(node, (), ())
-    return YamlDocument(value, walk.lines, walk.problems)
+    return YamlDocument(value, walk.lines, walk.problems, walk.used)
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -91,6 +97,7 @@ class _Walk:
     variables: Mapping[str, str]
     lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
+    used: dict[KeyPath, tuple[str, ...]] = field(default_factory=dict)
     num_nodes: int = 0
 
     def value(self, node: yaml.Node, path: KeyPath, above: tuple[int, ...]) -> Any:
@@ -136,6 +143,7 @@ class _Walk:
         text, tag = str(node.value), node.tag
         if _VARIABLE.search(text):
             line = node.start_mark.line + 1
+            self.used[path] = tuple(match[1] for match in _VARIABLE.finditer(text))
             text = _VARIABLE.sub(lambda match: self._variable(match, line, path), text)
             if node.style is None:  # not in quotes: a number from a variable is a number
                 tag = _plain_tag(text)
