@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -48,12 +49,11 @@ def main() -> None:
         prepare_parts(model, stage)
         data = read_stage(stage, recipe.composition, tokenizer)
         cache = FeatureCache(model, data.preparation)
-        cache.load()
         asked = [
             q for q in read_questions(run / "data" / "heldout.json", run / "data" / "images") if q.task == "caption"
         ]
         examples = [make_example(question.answered(data.preparation.template), data.preparation) for question in asked]
-        cache.add(pair for example in (*data.examples, *examples) for pair in example.seen)
+        cache.add([*data.examples, *examples], attrgetter("seen"))
         held_out = collate(examples, data.preparation, cache)
         loop = StageLoop(model, stage, data, plan_steps(data, stage, recipe.seed), build_optimiser(model, stage), cache)
         began = time.perf_counter()

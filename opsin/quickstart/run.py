@@ -36,7 +36,7 @@ from opsin.report.run import DataFacts, RunFacts
 from opsin.report.scores import Evaluation, Reference
 from opsin.report.table import scores_table
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.features import FeatureCache, telling
+from opsin.train.features import FeatureCache, one
 from opsin.train.progress import ProgressHooks
 from opsin.train.recipe import Recipe, load_recipe
 from opsin.train.run import start
@@ -104,10 +104,9 @@ class Measuring:
     def measure(self, name: str, model: Vlm) -> None:
         """One evaluation under this name."""
         prepare = preparation(model.config, self.tokenizer)
-        cache = FeatureCache(model, prepare)
-        cache.load_or_forget(self.hooks.on_line)
+        cache = FeatureCache(model, prepare, on_line=self.hooks.on_line)
         asked = read_questions(self.dataset.held_out, self.dataset.images)
-        cache.add(telling(seen_alone([question.picture for question in asked], prepare), self.hooks.on_features))
+        cache.add(seen_alone([question.picture for question in asked], prepare), one, self.hooks.on_features)
         if not self.references:
             self.references += self._encoder_level(cache, prepare)
         with self.hooks.bar(f"evaluate {name}") as on_progress:
@@ -134,7 +133,7 @@ class Measuring:
         if not groups or not asked:
             return []
         train = seen_alone([Picture(path=self.dataset.images / name) for name in groups], prepare)
-        cache.add(telling(train, self.hooks.on_features))
+        cache.add(train, one, self.hooks.on_features)
         known, labels = _pooled(cache, train), list(groups.values())
         held_out, truths = _pooled(cache, seen_alone([q.picture for q in asked], prepare)), [q.truth for q in asked]
         levels = {

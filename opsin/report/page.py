@@ -15,6 +15,7 @@ from opsin.report.gallery import gallery
 from opsin.report.plots import Line, line_plot, smoothed
 from opsin.report.run import DataFacts, RunFacts, Step, read_steps
 from opsin.report.scores import SHARES, Evaluation, Metric, Reference, Score, rows, shown, title
+from opsin.report.words import duration
 
 REPORT = "report.html"
 CIDER_BEST = 10.0
@@ -44,15 +45,6 @@ def page(facts: RunFacts, stages: Mapping[str, Sequence[Step]]) -> str:
         section("Talk to it", f"<pre><code>{escape(facts.chat)}</code></pre>"),
     ]
     return document(facts.name, "".join(sections))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _header(facts: RunFacts, stages: Mapping[str, Sequence[Step]]) -> str:

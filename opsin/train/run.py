@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from opsin.model.lora import merge_lora, require_peft
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import StageData, plan_steps, read_stage
-from opsin.train.features import FeatureCache, telling
+from opsin.train.features import FeatureCache
 from opsin.train.hooks import Hooks
 from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affected, name_damaged, tell_damaged
 from opsin.train.loop import StageLoop
@@ -221,15 +222,12 @@ def _build_loop(work: Work, index: int, model: Vlm, out: Path, hooks: Hooks) -> 
 
 
 def _features(model: Vlm, stage: Stage, examples: Corpus, hooks: Hooks, *, skip_bad: bool) -> FeatureCache:
-    cache = FeatureCache(model, examples.preparation)
-    cache.load_or_forget(hooks.on_line)
-    computed = cache.add(pair for example in telling(examples, hooks.on_features) for pair in example.seen)
+    cache = FeatureCache(model, examples.preparation, on_line=hooks.on_line)
+    added = cache.add(examples, attrgetter("seen"), hooks.on_features)
     if cache.damaged and not skip_bad:
         raise DataError(list(_damaged(examples, cache)), DAMAGED)
     damaged = f", {cache.damaged} are damaged" if cache.damaged else ""
-    hooks.on_line(
-        f"stage {stage.name!r}: features of {computed} pictures computed, {len(cache) - computed} were cached{damaged}"
-    )
+    hooks.on_line(f"stage {stage.name!r}: {added}{damaged}")
     return cache
 
 

@@ -24,7 +24,7 @@ from tests.support.easy_vqa import easy_vqa_wheel
 from tests.support.models import tiny_vlm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from opsin.core.types import Picture
     from opsin.data.example import Seen
@@ -92,8 +92,10 @@ def test_a_directory_with_a_run_says_how_to_finish_it(monkeypatch: pytest.Monkey
 class Colours:
     """A cache whose features tell the shape of every second picture."""
 
-    def add(self, seen: Iterable[Seen]) -> int:
-        return len(list(seen))
+    def add(
+        self, seen: list[Seen], seen_of: Callable[[Seen], Iterable[Seen]], _on_progress: Callable[..., None]
+    ) -> None:
+        assert all(list(seen_of(pair)) == [pair] for pair in seen)
 
     def get(self, seen: list[Seen]) -> torch.Tensor:
         indices = [int(Path(cast("Picture", medium).path or "").stem.split("_")[1]) for medium, _ in seen]

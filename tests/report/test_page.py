@@ -12,11 +12,12 @@ from rich.console import Console
 
 from opsin.core.errors import OpsinError, PictureError
 from opsin.report.gallery import choose
-from opsin.report.page import duration, write_report
+from opsin.report.page import write_report
 from opsin.report.plots import Line, line_plot, smoothed, thinned, tick_label, ticks
 from opsin.report.run import DataFacts, RunFacts, read_steps
 from opsin.report.scores import Evaluation, Prediction, Reference, Score, Scores, rows
 from opsin.report.table import scores_table
+from opsin.report.words import duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,7 +213,9 @@ def test_plots_survive_awkward_values(values: list[float]) -> None:
     assert Page(plot).open == []
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.7, "1 min 0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 

@@ -18,7 +18,8 @@ from tests.support.models import dialogue, draw_picture, stage_of, tiny_vlm
 from tests.support.videos import write_video
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from operator import attrgetter
+from pathlib import Path
 
 EVERYTHING = {"vision": {"lr": 1e-3}, "connector": {"lr": 1e-2}, "language": {"lr": 1e-3}}
 KINDS: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ def loop_of(folder: Path, kind: str, precision: str, train: dict[str, Any], *, c
     data = StageData(examples, (len(examples),), Found())
     features = FeatureCache(model, prepare, folder / "features") if cached else None
     if features is not None:
-        features.add(pair for example in examples for pair in example.seen)
+        features.add(examples, attrgetter("seen"))
     return StageLoop(model, stage, data, plan_steps(data, stage, 0), build_optimiser(model, stage), features)
 
 

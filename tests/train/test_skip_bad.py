@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -245,7 +247,8 @@ def test_cached_features_leave_out_the_same(tmp_path: Path) -> None:
         assert (cached["loss"] or 0.0) == pytest.approx(decoded["loss"] or 0.0, rel=1e-4)
         for name in ("step", "tokens", "supervised", "pictures", "skipped"):
             assert cached.get(name) == decoded.get(name)
-    assert "stage 'instruct': features of 4 pictures computed, 0 were cached, 2 are damaged" in lines
+    told = r"stage 'instruct': features of 4 pictures: 4 computed in [0-9.]+ s, 0 read, 2 are damaged"
+    assert any(re.fullmatch(told, line) for line in lines)
 
 
 def test_features_that_cannot_be_computed_stop_a_run_without_skip_bad(tmp_path: Path) -> None:
@@ -258,8 +261,8 @@ def test_features_that_cannot_be_computed_stop_a_run_without_skip_bad(tmp_path: 
 def test_a_cache_of_damaged_pictures_alone(tmp_path: Path) -> None:
     loop = loop_of(tmp_path, (0, 1, 2, 3, 4, 5))
     cache = FeatureCache(loop.model, loop.data.preparation, tmp_path / "features")
-    assert cache.add(pair for example in loop.data.examples for pair in example.seen) == 0
-    assert (len(cache), cache.damaged) == (0, 6)
+    added = cache.add(loop.data.examples, attrgetter("seen"))
+    assert (added.computed, added.read, cache.damaged) == (0, 0, 6)
     with pytest.raises(DamagedError, match=r"0\.png: the file is damaged"):
         cache.get(loop.data.examples[0].seen)
 
@@ -268,7 +271,7 @@ def test_a_warm_start_leaves_them_out_too(tmp_path: Path) -> None:
     def started(loop: StageLoop, numbers: list[int]) -> tuple[Any, list[torch.Tensor]]:
         examples = [loop.data.examples[number] for number in numbers]
         cache = FeatureCache(loop.model, loop.data.preparation, tmp_path / "features")
-        cache.add(pair for example in examples for pair in example.seen)
+        cache.add(examples, attrgetter("seen"))
         done = warm_start(loop.model, examples, cache, WarmStart(epochs=3, lr=1e-2), seed=0)
         return done, list(loop.model.connection.parameters())
 

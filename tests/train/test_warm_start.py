@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_it_fits_the_connector_and_nothing_else(tmp_path: Path, *, text_first: b
     stage = Stage.model_validate({"name": "x", "data": [source], "train": {"connector": {"lr": 1e-3}}})
     data = read_stage(stage, model.config, prepare.tokenizer)
     cache = FeatureCache(model, prepare, folder=tmp_path / "features")
-    cache.add(pair for example in data.examples for pair in example.seen)
+    cache.add(data.examples, attrgetter("seen"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     done = warm_start(model, data.examples, cache, WarmStart(epochs=60, lr=1e-2), seed=0)
     assert done.pictures == len(WORDS)
@@ -59,7 +60,7 @@ def test_it_needs_captions_that_differ(tmp_path: Path) -> None:
     stage = Stage.model_validate({"name": "x", "data": [source], "train": {"connector": {"lr": 1e-3}}})
     data = read_stage(stage, model.config, prepare.tokenizer)
     cache = FeatureCache(model, prepare, folder=tmp_path)
-    cache.add(pair for example in data.examples for pair in example.seen)
+    cache.add(data.examples, attrgetter("seen"))
     with pytest.raises(TrainError, match="no sample has one picture and words of its own"):
         warm_start(model, data.examples, cache, WarmStart(), seed=0)
 
