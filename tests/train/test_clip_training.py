@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,7 @@ from tests.support.models import dialogue, draw_picture, stage_of, tiny_vlm
 from tests.support.videos import write_video
 
 if TYPE_CHECKING:
-    from operator import attrgetter
-from pathlib import Path
+    from pathlib import Path
 
 EVERYTHING = {"vision": {"lr": 1e-3}, "connector": {"lr": 1e-2}, "language": {"lr": 1e-3}}
 KINDS: dict[str, dict[str, Any]] = {
