@@ -1,20 +1,23 @@
-"""A model and its tokenizer as files of a checkpoint: `model.json`, `model.safetensors`, `tokenizer/`."""
+"""A model and its tokenizer as files of a checkpoint: `model.json`, `model*.safetensors`, `tokenizer/`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from opsin.checkpoint.filling import check_filled, fill, shapes_of, weightless
+from opsin.checkpoint.filling import check_filled, fill, shapes_of, tied_names, weightless
 from opsin.checkpoint.json_files import read_json
+from opsin.checkpoint.places import MODEL, OPTIMISER, shard_files, shard_name
 from opsin.checkpoint.prepare import preparation
 from opsin.checkpoint.refusing import check_cost, refusing
-from opsin.checkpoint.shards import Weights
+from opsin.checkpoint.shards import Weights, write_tensors
+from opsin.checkpoint.snapshot import placed_like
 from opsin.checkpoint.store import newest_whole, verify
 from opsin.core.errors import CheckpointError
 from opsin.core.files import write_json
@@ -47,19 +50,24 @@ class Loaded:
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
-    """The module's tensors by name, each storage once (a tied head is left out)."""
-    tied = _tied(module)
+    """The module's tensors by name, a tied weight once, under its first name."""
+    tied = tied_names(module)
     return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items() if name not in tied}
 
 
 def write_model(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[ModuleName, Lora]) -> None:
-    """Write a model, with the adapters it carries at the moment, into a checkpoint being made."""
+    """Write a model of one process, with the adapters it carries at the moment, into a checkpoint being made."""
+    write_description(folder, model, tokenizer, lora)
+    write_tensors(folder / shard_name(MODEL, 0, 1), unique_state(model))
+
+
+def write_description(folder: Path, model: Vlm, tokenizer: Tokenizer, lora: dict[ModuleName, Lora]) -> None:
+    """Write all of a model but its tensors, none of which is looked at: they may be changing."""
     # Paths of the machine that trained it mean nothing elsewhere: the configs stand for themselves.
     dumped = model.config.model_dump(mode="json", exclude={"encoder": {"path"}, "language": {"path", "tokenizer"}})
     dumped["language"]["tokenizer"] = "tokenizer"
     adapters = {part: value.model_dump(mode="json") for part, value in lora.items()}
     write_json(folder / "model.json", {"model": dumped, "lora": adapters, "precision": model.precision})
-    save_file(unique_state(model), folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer")
 
 
@@ -101,33 +109,33 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def fill_model(model: nn.Module, folder: Path) -> None:
     """Copy a checkpoint's weights into a model of the same architecture, keeping the file's dtypes.
 
+    A model that is split over ranks takes its parts, on every rank for itself; it must have the file's dtypes before.
+
     Raises:
         CheckpointError: the weights are damaged.
         ModelError: they do not fit (all named).
     """
-    path = folder / "model.safetensors"
-    weights = Weights([path])
-    refuse(path, misfits(shapes_of(model), {name: stored.shape for name, stored in weights.stored.items()}))
+    weights = Weights(shard_files(folder, MODEL))
+    refuse(folder, misfits(shapes_of(model), {name: stored.shape for name, stored in weights.stored.items()}))
     own = model.state_dict()
     for name, tensor in weights.read(weights.stored):
+        if own[name].dtype == tensor.dtype:
+            own[name].copy_(placed_like(tensor, own[name]))
+            continue
+        assert not isinstance(own[name], DTensor), f"{name} was split as {own[name].dtype}, the file has {tensor.dtype}"
         owner, _, leaf = name.rpartition(".")
-        if own[name].dtype != tensor.dtype:
-            held = getattr(model.get_submodule(owner), leaf)
-            held.data = tensor.to(held.device)
-        else:
-            own[name].copy_(tensor)
+        held = getattr(model.get_submodule(owner), leaf)
+        held.data = tensor.to(held.device)
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Names that `unique_state` leaves out -> the name whose storage they share."""
-    first: dict[int, str] = {}
-    tied = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in first:
-            tied[name] = first[tensor.data_ptr()]
-        else:
-            first[tensor.data_ptr()] = name
-    return tied
+def read_optimiser(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The optimiser's tensors of a checkpoint, whole and one at a time, whatever number of ranks wrote them.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    weights = Weights(shard_files(folder, OPTIMISER))
+    yield from weights.read(weights.stored)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -137,7 +145,7 @@ def find_checkpoint(path: Path) -> Path:
         CheckpointError: there is none.
     """
     if (path / CHECKPOINTS).is_dir():
-        return newest_whole(path / CHECKPOINTS)[0]
+        return newest_whole(path / CHECKPOINTS, weights_only=True)[0]
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; give a run or a checkpoint of one")
     return path
@@ -150,9 +158,9 @@ def load_model(path: Path) -> Loaded:
         CheckpointError: it is missing, incomplete or altered.
     """
     folder = find_checkpoint(path)
-    meta = verify(folder)
+    meta = verify(folder, weights_only=True)
     described = read_config(folder)
-    weights = Weights([folder / "model.safetensors"])
+    weights = Weights(shard_files(folder, MODEL))
     with refusing(folder / "model.json"), weightless():
         check_cost(described.config, weights.stored, folder / "model.json")
         model = Vlm(described.config, weights=False)

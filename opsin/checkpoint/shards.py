@@ -1,4 +1,4 @@
-"""Other people's weight files, read one tensor at a time: safetensors, and PyTorch's zip files, weights only.
+"""Weight files, read one tensor at a time: safetensors, and other people's zip files of PyTorch, weights only.
 
 Names and shapes come first, from the headers, so that nothing is read before it is known to fit. A tensor is read into
 memory of its own: nothing stays mapped, and the peak is the tensors that are kept.
@@ -12,7 +12,7 @@ import pickletools  # which lists what a pickle would do, without doing it
 import re
 import struct
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError  # only the name of the error that torch's weights-only reader raises
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from opsin.checkpoint.json_files import read_json
 from opsin.core.errors import CheckpointError
+from opsin.core.files import write_new
 
 MAX_INDEX_BYTES = 50_000_000
 GROUP_BYTES = 1 << 26
@@ -133,6 +134,38 @@ class Weights:
                 yield from _read_safetensors(file, {name: self.stored[name] for name in wanted})
             else:
                 yield from _read_zip(file, {name: self.stored[name] for name in wanted})
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file straight from the tensors' memory; tensors elsewhere are copied one at a time.
+
+    Not by the library's own function, which holds the whole file in memory or writes it out of sight: the bytes are
+    written by `opsin.core.files`, where tests let every single write fail.
+
+    Format: https://huggingface.co/docs/safetensors (the header's length, the header as JSON, the tensors' bytes).
+
+    Raises:
+        CheckpointError: a tensor is of a type that is not read back.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, end = {}, 0
+    # The widest types first, so that every tensor begins at a multiple of its item's size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in names:
+            raise CheckpointError(f"{file}: {name} is of type {tensor.dtype}, which is not stored")
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    write_new(file, _parts(text, (tensors[name] for name in order)))
+
+
+def _parts(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    yield len(header).to_bytes(8, "little") + header
+    for tensor in tensors:
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _header(file: Path) -> dict[str, Stored]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from opsin.core.errors import OpsinError
 
 CHUNK_BYTES = 1 << 20
+PRIVATE = 0o600
+WRITE_BYTES = 1 << 26
+"""At most so much is written at once: the system takes less than 2 GiB in one call."""
 
 
 def home() -> Path:
@@ -61,9 +65,30 @@ def fsync_directory(path: Path) -> None:
 
 def fsync_file(path: Path) -> None:
     """Make a finished file durable, with the permissions that new files have (safetensors makes its own private)."""
-    path.chmod(0o666 & ~_umask())
+    if stat.S_IMODE(path.stat().st_mode) == PRIVATE:
+        path.chmod(0o666 & ~_umask())
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing; all of them are durable."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file that must not be there yet, part by part; it is durable only after `fsync_file`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for part in parts:
+            left = memoryview(part)
+            while left:
+                left = left[os.write(descriptor, left[:WRITE_BYTES]) :]
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:
