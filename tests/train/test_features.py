@@ -3,10 +3,8 @@ from __future__ import annotations
 import gc
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +23,7 @@ from opsin.train.feature_chunks import FeatureCacheError
 from opsin.train.features import FeatureCache, one
 from opsin.vision.square import Square
 from tests.support.models import build, draw_picture, tiny_vlm
+from tests.support.ranks import Two, by_two
 
 Made = tuple[Vlm, Preparation]
 
@@ -266,30 +265,6 @@ def test_pictures_that_change_meanwhile_are_told(made: Made, pictures: list[Seen
     asked = iter([rows[0], [pictures[1]]])
     with pytest.raises(FeatureCacheError, match="1 picture without features after they were computed"):
         cache.add([0], lambda _number: next(asked))
-
-
-class Two:
-    """Ranks as two threads."""
-
-    def __init__(self, rank: int, meeting: threading.Barrier, said: dict[int, Any]) -> None:
-        self.rank, self.size = rank, 2
-        self._meeting, self._said = meeting, said
-
-    def gather(self, value: Any) -> list[Any]:
-        self._said[self.rank] = value
-        self.barrier()
-        values = [self._said[rank] for rank in range(2)]
-        self.barrier()
-        return values
-
-    def barrier(self) -> None:
-        self._meeting.wait(timeout=20)
-
-
-def by_two(work: Callable[[Two], Any]) -> list[Any]:
-    meeting, said = threading.Barrier(2), dict[int, Any]()
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda rank: work(Two(rank, meeting, said)), range(2)))
 
 
 def test_ranks_share_the_work_and_find_everything(made: Made, pictures: list[Seen], tmp_path: Path) -> None:
