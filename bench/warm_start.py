@@ -25,6 +25,7 @@ from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import plan_steps, read_stage
 from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop
+from opsin.train.objective import Objective
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
 from opsin.train.record import read_record
 from opsin.train.warm_start import warm_start
@@ -55,7 +56,9 @@ def main() -> None:
         examples = [make_example(question.answered(data.preparation.template), data.preparation) for question in asked]
         cache.add([*data.examples, *examples], attrgetter("seen"))
         held_out = collate(examples, data.preparation, cache)
-        loop = StageLoop(model, stage, data, plan_steps(data, stage, recipe.seed), build_optimiser(model, stage), cache)
+        steps = plan_steps(data, stage, recipe.seed)
+        objective = Objective(model, stage.loss)
+        loop = StageLoop(objective, stage, data, steps, build_optimiser(model, stage), features=cache)
         began = time.perf_counter()
         if warm:
             warm_start(model, data.examples, cache, stage.warm_start, recipe.seed)
@@ -64,11 +67,12 @@ def main() -> None:
             loop.take_step()
         with torch.no_grad():
             count = int((held_out.targets_T != IGNORE_INDEX).sum())
-            own = loop.loss(held_out).item() / count
+            weights_T = torch.ones(held_out.num_tokens)
+            own = objective(held_out, weights_T)[0].item() / count
             shifted = [examples[k:] + examples[:k] for k in SHIFTS]
             others_seen = [cache.get([pair for example in rolled for pair in example.seen]) for rolled in shifted]
             exchanged = [dataclasses.replace(held_out, features_PC=features_PC) for features_PC in others_seen]
-            others = sum(loop.loss(batch).item() for batch in exchanged) / len(SHIFTS) / count
+            others = sum(objective(batch, weights_T)[0].item() for batch in exchanged) / len(SHIFTS) / count
         print(
             f"warm start {'on ' if warm else 'off'}: {own:.2f} nats a token, {others - own:+.2f} with another picture; "
             f"{warmed:.0f} s of {time.perf_counter() - began:.0f} s"

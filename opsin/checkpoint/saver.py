@@ -90,6 +90,13 @@ class Saver:
         """
         self._settle(raising=self.on_error == "stop")
 
+    def close(self) -> None:
+        """Wait for the save that is under way, when something else has ended the run: its error is only told."""
+        try:
+            self._settle(raising=False)
+        except Exception as error:  # noqa: BLE001 (it must not hide what ended the run)
+            self.on_line(f"the last checkpoint was not saved: {error}")
+
     def _settle(self, *, raising: bool) -> None:
         if self._thread is not None:
             self._thread.join()

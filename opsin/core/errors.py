@@ -110,6 +110,22 @@ class TrainError(OpsinError):
     """A training run that must not go on (audit failed, loss not finite, nothing to learn)."""
 
 
+class LostRankError(TrainError):
+    """Another process of the training is gone, or does not answer."""
+
+
+class OutOfMemoryError(TrainError):
+    """A pack that does not fit into memory."""
+
+
+class StoppedError(OpsinError):
+    """A run that was asked to end by a signal, and has saved what it had."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        self.signal = signal
+        super().__init__(message)
+
+
 class AssetError(OpsinError):
     """An asset that cannot be fetched, or whose checksum is wrong."""
 

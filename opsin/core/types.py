@@ -266,6 +266,7 @@ class Batch:
       -1 for none
     - `pixels_X` uint8: the media's pixels one after the other, or None when there are none or `features_PC` is given
     - `features_PC`: cached output of a frozen encoder, in place of `pixels_X`
+    - `kept`: which of the pack's samples the documents are
     - `skipped`: one line for every sample of the pack that is left out, because a medium of it is damaged; a batch of
       which nothing is left has no documents
     """
@@ -281,6 +282,7 @@ class Batch:
     ids: tuple[str, ...]
     pixels_X: Tensor | None = None
     features_PC: Tensor | None = None
+    kept: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
 
     @property

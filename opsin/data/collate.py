@@ -80,6 +80,7 @@ def collate(
             layouts; the sample is named.
     """
     kept: list[Example] = []
+    places: list[int] = []
     opened: list[Tensor] = []
     skipped: list[str] = []
     for place, example in enumerate(examples):
@@ -89,6 +90,7 @@ def collate(
         try:
             opened += _opened(example, preparation, features)
             kept.append(example)
+            places.append(place)
         except DamagedError as error:
             if not skip_bad:
                 raise
@@ -109,6 +111,7 @@ def collate(
         ids=tuple(example.id for example in kept),
         pixels_X=visual_X if features is None else None,
         features_PC=None if features is None else visual_X,
+        kept=tuple(places),
         skipped=tuple(skipped),
     )
 

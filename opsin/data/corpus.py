@@ -124,6 +124,10 @@ class Corpus(Sequence[Example]):
             self._readers[source] = self._sources[source].reader()
         return self._readers[source].conversation(address)
 
+    def source(self, sample: int) -> str:
+        """The name of the source that a sample comes from."""
+        return self._place(sample)[0].name
+
     def name(self, sample: int) -> str:
         """What to call a sample in messages: `file:line: (id)`; nothing is read, since that may be what hangs."""
         part, place = self._place(sample)

@@ -19,6 +19,7 @@ from opsin.core.errors import ModelError
 from opsin.model.attention import ATTENTION, Attend
 from opsin.model.config import LANGUAGE_MODELS, LanguageModel
 from opsin.model.pretrained import refuse_unknown_keys
+from opsin.model.recompute import Recompute, recomputed
 from opsin.vision.positions import MRope, Positions, Sequential
 
 BeforeLayer = Callable[[int, Tensor], Tensor]
@@ -35,6 +36,7 @@ class Decoder(nn.Module):
         lm.config._attn_implementation = ATTENTION
         self.lm: Any = lm
         self._positions = positions or Sequential()
+        self.recompute: Recompute = "none"
 
     @property
     def _body(self) -> Any:
@@ -81,7 +83,9 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self._body.layers):
             if before is not None:
                 hidden = before(index, hidden)
-            hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, attend=attend)
+            hidden = recomputed(
+                self.recompute, layer, hidden, position_embeddings=rotary, attention_mask=None, attend=attend
+            )
         normed: Tensor = self._body.norm(hidden)
         return normed
 

@@ -33,6 +33,7 @@ from opsin.model.fitting import misfits, refuse
 from opsin.model.native_vit import NativeEncoder
 from opsin.model.pixels import Normalise, encode_by_canvas
 from opsin.model.pretrained import refuse_unknown_keys
+from opsin.model.recompute import Recompute, recomputed
 
 TOWER_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
 PREFIX_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1}
@@ -50,6 +51,7 @@ class TransformerEncoder(nn.Module):
         self.tower = tower
         self.normalise = Normalise(encoder.mean, encoder.std)
         self.width = encoder.width
+        self.recompute: Recompute = "none"
         self._kind = encoder.kind
         selected = (encoder.select_layer,) if isinstance(encoder.select_layer, int) else encoder.select_layer
         # As in transformers' `hidden_states`: 0 is before the first layer, -1 behind the last.
@@ -87,7 +89,7 @@ class TransformerEncoder(nn.Module):
         kept = {}
         for depth in range(max(self._depths) + 1):
             if depth:
-                hidden = self._layers[depth - 1](hidden, None)
+                hidden = recomputed(self.recompute, self._layers[depth - 1], hidden, None)
             if depth in self._depths:
                 is_normed = self._kind == "dinov2" and depth == len(self._layers)
                 kept[depth] = (self.tower.layernorm(hidden) if is_normed else hidden)[:, PREFIX_TOKENS[self._kind] :]
@@ -103,6 +105,7 @@ class ConvEncoder(nn.Module):
         self.network = network
         self.normalise = Normalise(encoder.mean, encoder.std)
         self.width = network.width
+        self.recompute: Recompute = "none"  # has no layers alike; small enough to keep what it makes
 
     def forward(self, pixels_X: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """uint8 pixels of the layouts' media -> features (P, C)."""

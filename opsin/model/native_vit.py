@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's usual name)
 from opsin.core.types import Grid, Layout
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.pixels import Normalise, frames_of
+from opsin.model.recompute import Recompute, recomputed
 
 THETA = 10_000.0
 """Base of the rotary frequencies."""
@@ -139,6 +140,7 @@ class NativeVit(nn.Module):
     def __init__(self, encoder: NativeVitEncoder) -> None:
         super().__init__()
         self.head_width = encoder.width // encoder.heads
+        self.recompute: Recompute = "none"
         vector = 3 * encoder.temporal * encoder.patch_size**2
         self.patch_embed = nn.Linear(vector, encoder.width, bias=False)
         self.blocks = nn.ModuleList(
@@ -152,7 +154,7 @@ class NativeVit(nn.Module):
         rotary = (cos[:, None], sin[:, None])
         attend = MapAttention(grids, x_PC.device)
         for block in self.blocks:
-            x_PC = block(x_PC, rotary, attend)
+            x_PC = recomputed(self.recompute, block, x_PC, rotary, attend)
         return x_PC
 
 
@@ -166,6 +168,15 @@ class NativeEncoder(nn.Module):
         self.width = encoder.width
         self._patch = encoder.patch_size
         self._temporal = encoder.temporal
+
+    @property
+    def recompute(self) -> Recompute:
+        """Of the transformer's blocks."""
+        return self.vit.recompute
+
+    @recompute.setter
+    def recompute(self, mode: Recompute) -> None:
+        self.vit.recompute = mode
 
     def forward(self, pixels_X: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """uint8 pixels of the layouts' media -> features (P, C)."""

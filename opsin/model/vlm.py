@@ -15,6 +15,7 @@ from opsin.model.config import ModelConfig, ModuleName
 from opsin.model.connection import Connection, Sights
 from opsin.model.decoder import load_decoder
 from opsin.model.encoders import load_encoder
+from opsin.model.recompute import Recompute
 from opsin.model.splice import splice
 
 
@@ -42,6 +43,10 @@ class Vlm(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.head_weight.device
+
+    def recompute(self, mode: Recompute) -> None:
+        """Say what the layers of both backbones keep for the backward pass."""
+        self.encoder.recompute = self.decoder.recompute = mode
 
     def computing(self) -> AbstractContextManager[None]:
         """The autocast context that `precision` asks for; every forward pass, in training and after, runs inside it."""

@@ -3,104 +3,282 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from opsin.core.errors import TrainError
+from opsin.core.errors import OpsinError, OutOfMemoryError, TrainError
 from opsin.core.types import Batch
 from opsin.data.collate import Features, to_device
 from opsin.data.loader import Loader
-from opsin.data.plan import Pack
-from opsin.model.loss import supervised_loss
+from opsin.data.plan import Pack, rank_share
 from opsin.model.vlm import Vlm
+from opsin.train.audit import Audit, audit_gradients
 from opsin.train.data import StageData
 from opsin.train.metrics import StepMetrics
-from opsin.train.optimiser import Audit, audit_gradients, rate_factor, rising_steps, set_rates
+from opsin.train.objective import Objective, Weighing, idle, names
+from opsin.train.optimiser import rate_factor, rising_steps, set_rates
 from opsin.train.recipe import Stage
+from opsin.train.sharding import add_up, local, square_sum
 from opsin.train.stream import StreamSteps, packs_from
+from opsin.train.world import World, alone, answering
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How torch says so, in errors of no class of their own."""
+
+
+@dataclass
+class Told:
+    """Whom a loop tells what happens; none of them can change the training."""
+
+    audited: Callable[[Audit], None] = lambda _audit: None
+    damaged: Callable[[int, str], None] = lambda _step, _line: None
+    trouble: Callable[[int, str, Sequence[Batch]], None] = lambda _step, _why, _batches: None
 
 
 @dataclass
 class StageLoop:
     """Everything a stage needs to take its steps; `step` is the next one to take.
 
-    With `skip_bad`, samples with a medium that is damaged are left out; `on_bad` is told the step (from 1) and which.
+    - `number`: the stage's, which with `seed` decides every random draw, whatever the number of ranks
+    - `saved`: the names of the weights that a checkpoint holds
+    - `skip_bad`: samples with a medium that is damaged are left out; `told.damaged` hears the step (from 1) and which
+    - `wanted`: the signal that this process was given, if any; `stopping` is one that any rank was given
+    - `troubles`: steps that were skipped, because the loss or a gradient was not finite
     """
 
-    model: Vlm
+    objective: Objective
     stage: Stage
     data: StageData
     steps: Sequence[tuple[Pack, ...]]
     optimiser: torch.optim.Optimizer
+    world: World = field(default_factory=alone)
+    number: int = 0
+    seed: int = 0
     features: Features | None = None
+    saved: Collection[str] | None = None
     step: int = 0
-    on_audit: Callable[[Audit], None] = field(default=lambda _audit: None)
+    troubles: int = 0
     skip_bad: bool = False
-    on_bad: Callable[[int, str], None] = field(default=lambda _step, _line: None)
+    told: Told = field(default_factory=Told)
+    wanted: Callable[[], int | None] = lambda: None
+    stopping: int | None = None
     _audited: bool = False
     _seen_pictures: bool = False
     _loader: Loader | None = None
+    _ended: float = 0.0
+
+    @property
+    def model(self) -> Vlm:
+        """What is trained."""
+        return self.objective.model
 
     def take_step(self) -> StepMetrics:
-        """One optimiser step; none if nothing is left of its packs, but it is counted all the same.
+        """One optimiser step; counted, but not taken, if nothing is left of its packs or it is not finite.
 
-        The loss is the sum over the supervised tokens of all the step's packs, divided by their number, so it does not
-        depend on how they are packed.
+        The loss is the weighed sum over the supervised tokens of all packs of all ranks, divided by the sum of their
+        weights: it does not depend on how they are packed, nor on who makes which.
 
         Raises:
             DamagedError: a medium of a sample cannot be decoded, unless `skip_bad`.
-            TrainError: the audit fails, or the loss or a gradient is not finite (the samples are named).
+            TrainError: the audit fails, too many steps were not finite, memory is out, or another rank failed.
         """
+        began = self._ended or time.perf_counter()
+        packs = rank_share(self.steps[self.step], self.world.rank, self.world.size)
         started = time.perf_counter()
-        made = [self._batch() for _ in self.steps[self.step]]  # all of them: what is left of them divides the loss
-        skipped = [line for batch in made for line in batch.skipped]
-        for line in skipped:
-            self.on_bad(self.step + 1, line)
-        batches = [batch for batch in made if batch.lengths]
-        loss, norm = self._learn(batches) if batches else (None, None)
+        batches = self._fetch(packs)
+        waited = time.perf_counter() - started
+        kept = [(pack, batch) for pack, batch in zip(packs, batches, strict=True) if batch.lengths]
+        weighings = [Weighing.of(batch, self.stage.loss.average) for _, batch in kept]
+        told = self.world.gather(_counts(batches, weighings) | {"waited": waited, "stop": self.wanted()})
+        counts = {key: sum(one[key] for one in told) for key in told[0] if key not in ("waited", "stop")}
+        self.stopping = next((one["stop"] for one in told if one["stop"] is not None), None)
         rates = set_rates(self.optimiser, self._factor())
-        if batches:
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+        learned = Learned()
+        if counts["mass"]:
+            rounds = max(one["packs"] for one in told)
+            learned = self._learn(kept, weighings, counts["mass"], rounds, pictures=counts["pictures"] > 0)
+            if learned.trouble:
+                self._skip(learned.trouble, batches)
+            else:
+                self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         if isinstance(self.steps, StreamSteps):
             self.steps.forget(self.step)
+        self._ended = time.perf_counter()
+        del counts["mass"]
         return StepMetrics(
             step=self.step,
-            loss=loss,
-            grad_norm=norm,
+            loss=None if learned.trouble else learned.loss,
+            grad_norm=None if learned.trouble else learned.norm,
+            norms=learned.norms,
             rates=rates,
-            tokens=sum(batch.num_tokens for batch in batches),
-            supervised=sum(batch.num_supervised for batch in batches),
-            pictures=sum(len(batch.layouts) for batch in batches),
-            seconds=time.perf_counter() - started,
-            skipped=len(skipped),
+            sources=learned.sources,
+            seconds=self._ended - began,
+            waited=max(one["waited"] for one in told),
+            memory=_peak_memory(self.world.device),
+            trouble=learned.trouble,
+            **counts,
         )
 
-    def _learn(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        """Loss of a step and the norm of its gradients, which are audited, clipped and left at the parameters."""
-        supervised = sum(batch.num_supervised for batch in batches)
-        pictures = any(batch.layouts for batch in batches)
-        total = 0.0
-        for count, batch in enumerate(batches, start=1):
-            loss = self.loss(to_device(batch, self.model.device))
-            total += loss.item()
-            if not math.isfinite(total):
-                raise self._not_finite("loss", total, batches[:count])
-            if loss.requires_grad:  # text alone reaches no weight of a stage that trains the connector only
-                (loss / supervised).backward()  # type: ignore[no-untyped-call]
+    def _fetch(self, packs: Sequence[Pack]) -> list[Batch]:
+        """All of this rank's packs of a step: what is left of all of them divides the loss."""
+        made: list[Batch] = []
+        error: OpsinError | None = None
+        try:
+            made = [self._batch() for _ in packs]
+        except OpsinError as problem:
+            error = problem
+        if self.world.size > 1 or error is not None:
+            self.world.agree(error)
+        for batch in made:
+            for line in batch.skipped:
+                self.told.damaged(self.step + 1, line)
+        return made
+
+    def _batch(self) -> Batch:
+        """The next pack, from the first one of the step that is next when this is called first."""
+        if self._loader is None:
+            self._loader = Loader(
+                self.data.examples,
+                self.data.preparation,
+                packs_from(self.steps, self.step, self.world.rank, self.world.size),
+                workers=self.stage.workers,
+                timeout=self.stage.worker_timeout,
+                features=self.features,
+                name_of=self.data.examples.name,
+                pick=self.data.examples.pick,
+                skip_bad=self.skip_bad,
+            )
+        return next(self._loader)
+
+    def _learn(
+        self,
+        kept: Sequence[tuple[Pack, Batch]],
+        weighings: Sequence[Weighing],
+        mass: float,
+        rounds: int,
+        *,
+        pictures: bool,
+    ) -> Learned:
+        """Loss of a step and its gradients, which are audited, clipped and left at the parameters.
+
+        Divided weights need every rank in every pass: one that has fewer packs than others makes idle ones.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        losses: list[Tensor] = []
+        for turn in range(rounds if self.objective.is_shared else len(kept)):
+            if turn < len(kept):
+                (pack, batch), weighing = kept[turn], weighings[turn]
+                self._seed(pack)
+            else:
+                batch = idle(self.model)
+                weighing = Weighing.of(batch, self.stage.loss.average)
+            loss, losses_S = self._backward(batch, weighing, mass)
+            total += loss
+            losses.append(losses_S)
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        add_up(trained, self.world)
+        sources = self._by_source(kept, weighings, losses)
+        told = self.world.gather({"total": float(total), "squares": self._squares(), "sources": sources})
+        squares = {plan: sum(one["squares"][plan] for one in told) for plan in told[0]["squares"]}
+        norm = math.sqrt(sum(squares.values())) if _finite(squares.values()) else math.nan
+        learned = Learned(
+            loss=sum(one["total"] for one in told) / mass,
+            norm=norm,
+            norms={plan: math.sqrt(value) for plan, value in squares.items() if _finite([value])},
+            sources=_joined([one["sources"] for one in told]),
+        )
+        if not learned.trouble:
+            self._audit(pictures=pictures)
+            # As torch's clip_grad_norm_: never a larger gradient than there is.
+            factor = min(1.0, self.stage.clip / (norm + 1e-6))
+            for parameter in trained:
+                assert parameter.grad is not None
+                local(parameter.grad).mul_(factor)
+        return learned
+
+    def _backward(self, batch: Batch, weighing: Weighing, mass: float) -> tuple[Tensor, Tensor]:
+        """The weighed loss of one pack, and those of its supervised positions; gradients are added."""
+        try:
+            with answering():
+                moved = to_device(batch, self.model.device)
+                loss, losses_S = self.objective(moved, weighing.weights_T.to(self.model.device))
+                if loss.requires_grad:  # text alone reaches no weight of a stage that trains the connector only
+                    # Divided gradients are averaged over the ranks, but the step's mass is that of all of them.
+                    ranks = self.world.size if self.objective.is_divided else 1
+                    (loss * (ranks / mass)).backward()
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY):
+                raise self._too_large(batch) from None
+            raise
+        return loss.detach().double(), losses_S
+
+    def _audit(self, *, pictures: bool) -> None:
+        """Once, and once more in the first step with pictures."""
         if not self._audited or (pictures and not self._seen_pictures):
-            self.on_audit(audit_gradients(self.model, self.stage, self.optimiser, pictures=pictures))
+            audit = audit_gradients(
+                self.model, self.stage, self.optimiser, pictures=pictures, saved=self.saved, ranks=self.world
+            )
+            self.told.audited(audit)
             self._audited, self._seen_pictures = True, pictures
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.stage.clip).item()
-        if not math.isfinite(norm):
-            raise self._not_finite("gradient norm", norm, batches)
-        return total / supervised, norm
+
+    def _squares(self) -> dict[str, float]:
+        """This rank's part of the squared gradient norms, by plan; a plan's parameters are in up to two groups."""
+        found: dict[str, float] = {}
+        for group in self.optimiser.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            found[group["part"]] = found.get(group["part"], 0.0) + square_sum(gradients, self.world)
+        return found
+
+    def _by_source(
+        self, kept: Sequence[tuple[Pack, Batch]], weighings: Sequence[Weighing], losses: Sequence[Tensor]
+    ) -> dict[str, tuple[float, int]]:
+        """By source: the sum of the losses of its supervised tokens, and their number."""
+        found: dict[str, tuple[float, int]] = {}
+        for (pack, batch), weighing, losses_S in zip(kept, weighings, losses[: len(kept)], strict=True):
+            sums = weighing.by_document(losses_S)
+            for place, total, count in zip(batch.kept, sums, weighing.supervised, strict=True):
+                name = self.data.examples.source(pack.samples[place])
+                before = found.get(name, (0.0, 0))
+                found[name] = before[0] + total, before[1] + count
+        return found
+
+    def _skip(self, trouble: str, batches: Sequence[Batch]) -> None:
+        """Leave the weights as they are, and stop if that is so too often.
+
+        Raises:
+            TrainError: this is one step too many.
+        """
+        self.troubles += 1
+        self.told.trouble(self.step + 1, trouble, batches)
+        if self.troubles >= self.stage.non_finite_steps:
+            raise TrainError(
+                f"stage {self.stage.name!r}, step {self.step + 1}: {trouble}; {self.troubles} steps of the stage were "
+                "skipped for that, so the run ends; no weight was changed by them. Lower the learning rate, or look at "
+                f"the samples of the last one: {', '.join(names(batches)[:50])}"
+            )
+
+    def _seed(self, pack: Pack) -> None:
+        """Dropout is a pure function of the pack: the same on any rank, and in a run that is resumed."""
+        text = f"{self.seed} {self.number} {self.step} {pack.samples[0]}"
+        torch.manual_seed(int.from_bytes(sha256(text.encode()).digest()[:7]))
+
+    def _too_large(self, batch: Batch) -> OutOfMemoryError:
+        stage = self.stage
+        return OutOfMemoryError(
+            f"stage {stage.name!r}, step {self.step + 1}: memory ran out on a pack of {batch.num_tokens:,} tokens, "
+            f"{sum(layout.patches for layout in batch.layouts):,} patches and {len(batch.layouts)} pictures (samples "
+            f"{', '.join(batch.ids[:50])}). Lower batch_tokens ({stage.batch_tokens:,}) or batch_patches "
+            f"({stage.budget.patches:,}), or set activation_checkpointing: full"
+        )
 
     @property
     def planned(self) -> dict[str, str]:
@@ -112,35 +290,58 @@ class StageLoop:
         if self._loader is not None:
             self._loader.close()
 
-    def _batch(self) -> Batch:
-        """The next pack, from the first one of the step that is next when this is called first."""
-        if self._loader is None:
-            self._loader = Loader(
-                self.data.examples,
-                self.data.preparation,
-                packs_from(self.steps, self.step),
-                workers=self.stage.workers,
-                timeout=self.stage.worker_timeout,
-                features=self.features,
-                name_of=self.data.examples.name,
-                pick=self.data.examples.pick,
-                skip_bad=self.skip_bad,
-            )
-        return next(self._loader)
-
     def _factor(self) -> float:
         """The share of the peak rates in the next step."""
         total = len(self.steps)
         return rate_factor(self.step, total, rising_steps(self.stage, total), self.stage.schedule)
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Sum of the cross entropies at the batch's supervised positions."""
-        with self.model.computing():
-            return supervised_loss(self.model(batch), self.model.decoder.head_weight, batch.targets_T)
 
-    def _not_finite(self, what: str, value: float, batches: Sequence[Batch]) -> TrainError:
-        ids = [name for batch in batches for name in batch.ids]
-        return TrainError(
-            f"stage {self.stage.name!r}, step {self.step + 1}: the {what} is {value}; the weights are unchanged and "
-            f"nothing was saved. Samples of the step: {', '.join(ids[:50])}. Lower the learning rate, or look at them"
-        )
+@dataclass(frozen=True)
+class Learned:
+    """Loss and gradient norms of a step, by plan, too; of one without anything to learn, none."""
+
+    loss: float | None = None
+    norm: float | None = None
+    norms: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def trouble(self) -> str:
+        """What is not finite."""
+        if self.loss is not None and not math.isfinite(self.loss):
+            return f"the loss is {self.loss}"
+        if self.norm is not None and not math.isfinite(self.norm):
+            return f"the norm of the gradients is {self.norm}"
+        return ""
+
+
+def _counts(batches: Sequence[Batch], weighings: Sequence[Weighing]) -> dict[str, Any]:
+    return {
+        "mass": sum(weighing.mass for weighing in weighings),
+        "tokens": sum(batch.num_tokens for batch in batches),
+        "supervised": sum(batch.num_supervised for batch in batches),
+        "samples": sum(len(batch.lengths) for batch in batches),
+        "pictures": sum(len(batch.layouts) for batch in batches),
+        "patches": sum(layout.patches for batch in batches for layout in batch.layouts),
+        "packs": len(weighings),
+        "skipped": sum(len(batch.skipped) for batch in batches),
+    }
+
+
+def _finite(values: Collection[float]) -> bool:
+    return all(map(math.isfinite, values))
+
+
+def _joined(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, int]]:
+    """Sums and counts of all ranks."""
+    found = {name: (0.0, 0) for part in parts for name in sorted(part)}
+    for part in parts:
+        for name, (total, count) in part.items():
+            found[name] = found[name][0] + total, found[name][1] + int(count)
+    return found
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from opsin.checkpoint.snapshot import placed_like
 from opsin.core.errors import TrainError
 from opsin.model.config import Lora, ModuleName
 from opsin.model.lora import MARK, add_lora, chosen, linear_layers
@@ -16,9 +16,6 @@ from opsin.model.vlm import Vlm
 from opsin.train.recipe import Schedule, Stage
 
 MODULES: tuple[ModuleName, ...] = ("vision", "connector", "language")
-TEXT_PARTS = ("language", "embeddings")
-"""Parts that a batch without pictures reaches."""
-
 PREFIXES: dict[ModuleName, str] = {"vision": "encoder.", "connector": "connection.", "language": "decoder."}
 
 
@@ -161,61 +158,6 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, floa
     return {group["part"]: group["lr"] for group in optimiser.param_groups}
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What the gradient audit found: parameters and scalars by part, and trained tensors that nothing reaches."""
-
-    scalars: dict[str, int]
-    unreached: tuple[str, ...]
-
-
-def audit_gradients(model: Vlm, stage: Stage, optimiser: torch.optim.Optimizer, *, pictures: bool = True) -> Audit:
-    """Compare the declared plan with the gradients of a real backward pass and with the optimiser's groups.
-
-    Without `pictures` in that pass, nothing can reach the encoder and the connector, and nothing is expected to.
-
-    Raises:
-        TrainError: a frozen parameter has a gradient, a trained part has none at all, a gradient is not finite, or the
-            optimiser holds other parameters than the plan; every case is listed.
-    """
-    groups = trained_parameters(model, stage)
-    from_text = {group.name for group in stage.train.groups if group.part in TEXT_PARTS}
-    planned = {name: p for parameters in groups.values() for name, p in parameters.items()}
-    problems = [
-        f"{name}: frozen by the plan, but it has a gradient"
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and name not in planned
-    ]
-    reachable = {plan: members for plan, members in groups.items() if pictures or plan in from_text}
-    # Behind closed gates (a model with gated cross-attention begins so) gradients are there, but zero at first.
-    opening = model.connection.opening
-    stuck = "; the gates of its cross-attention are closed, and only training all of 'connector' opens them"
-    for plan, parameters in reachable.items():
-        if not any(p.grad is not None and (opening or bool(p.grad.any())) for p in parameters.values()):
-            problems.append(
-                f"{plan}: trained by the plan, but no gradient reaches any of its {len(parameters)} tensors"
-                + stuck * (model.connection.closed and not opening)
-            )
-    problems += [f"{name}: gradient is not finite" for name, p in planned.items() if not _finite(p.grad)]
-    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
-    problems += [
-        f"{name}: trained by the plan, but not in the optimiser" for name, p in planned.items() if id(p) not in held
-    ]
-    problems += ["the optimiser holds parameters that the plan does not train"] * bool(
-        held - {id(p) for p in planned.values()}
-    )
-    if problems:
-        raise TrainError("\n  ".join([f"stage {stage.name!r}: the gradient audit failed", *problems]))
-    return Audit(
-        scalars={plan: sum(p.numel() for p in members.values()) for plan, members in groups.items()},
-        unreached=tuple(n for parameters in reachable.values() for n, p in parameters.items() if p.grad is None),
-    )
-
-
-def _finite(gradient: Tensor | None) -> bool:
-    return gradient is None or bool(torch.isfinite(gradient).all())
-
-
 def optimiser_state(model: Vlm, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's tensors under their parameters' names: `{parameter}/{exp_avg, exp_avg_sq, step}`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -239,4 +181,8 @@ def restore_optimiser(model: Vlm, optimiser: torch.optim.Optimizer, tensors: dic
         raise TrainError(f"the saved optimiser state is of other parameters: {', '.join(unknown[:10])}")
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition("/")
-        optimiser.state[parameters[name]][kind] = tensor.to(parameters[name].device)
+        # Counts of steps are numbers, of no shape that could be divided.
+        parameter = parameters[name]
+        optimiser.state[parameter][kind] = (
+            placed_like(tensor, parameter) if tensor.dim() else tensor.to(parameter.device)
+        )

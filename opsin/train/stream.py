@@ -15,10 +15,10 @@ from typing import overload
 
 import numpy as np
 
-from opsin.core.errors import DataError
+from opsin.core.errors import DataError, TrainError
 from opsin.data.corpus import Corpus, Part
 from opsin.data.index import Chunks
-from opsin.data.plan import WINDOW, Filler, Pack
+from opsin.data.plan import WINDOW, Filler, Pack, rank_share
 from opsin.data.sources import Source
 from opsin.train.selecting import Found, Selection
 
@@ -127,10 +127,11 @@ class StreamSteps(Sequence[tuple[Pack, ...]]):
 
 
 class _Packs(Sequence[Pack]):
-    """The packs of a stream from a step on; each is planned when it is looked at."""
+    """One rank's packs of a stream from a step on; each is planned when it is looked at."""
 
-    def __init__(self, steps: StreamSteps, first: int, each: int) -> None:
-        self._steps, self._first, self._each = steps, first, each
+    def __init__(self, steps: StreamSteps, first: int, rank: int, ranks: int) -> None:
+        self._steps, self._first, self._rank, self._ranks = steps, first, rank, ranks
+        self._each = steps.packs_per_step // ranks
 
     def __len__(self) -> int:
         return (len(self._steps) - self._first) * self._each
@@ -145,14 +146,23 @@ class _Packs(Sequence[Pack]):
         if isinstance(number, slice):
             return [self[i] for i in range(len(self))[number]]
         step, place = divmod(number, self._each)
-        return self._steps[self._first + step][place]
+        return rank_share(self._steps[self._first + step], self._rank, self._ranks)[place]
 
 
-def packs_from(steps: Sequence[tuple[Pack, ...]], first: int) -> Sequence[Pack]:
-    """The packs of all steps from one on, without planning a stream ahead."""
-    if isinstance(steps, StreamSteps):
-        return _Packs(steps, first, steps.packs_per_step)
-    return [pack for step in steps[first:] for pack in step]
+def packs_from(steps: Sequence[tuple[Pack, ...]], first: int, rank: int = 0, ranks: int = 1) -> Sequence[Pack]:
+    """One rank's packs of all steps from one on, without planning a stream ahead.
+
+    Raises:
+        TrainError: the ranks cannot share the steps of a stream evenly.
+    """
+    if not isinstance(steps, StreamSteps):
+        return [pack for step in steps[first:] for pack in rank_share(step, rank, ranks)]
+    if steps.packs_per_step % ranks:
+        raise TrainError(
+            f"order: stream with packs_per_step {steps.packs_per_step} and {ranks} ranks: each must get as many; make "
+            f"packs_per_step a multiple of {ranks}"
+        )
+    return _Packs(steps, first, rank, ranks)
 
 
 class Feed:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from opsin.core.types import IGNORE_INDEX
 from opsin.model import loss as module
-from opsin.model.loss import ChunkedCrossEntropy, supervised_loss
+from opsin.model.loss import PLAIN, ChunkedCrossEntropy, Terms, supervised_loss, weighed_loss
 
 
 def inputs(tokens: int, vocabulary: int = 17, width: int = 6, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -26,7 +26,7 @@ def test_chunked_equals_plain_cross_entropy(tokens: int, chunk: int, scale: floa
     for chunked in (True, False):
         hidden, weight, targets = inputs(tokens, seed=tokens)
         if chunked:
-            loss = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
+            loss, _ = ChunkedCrossEntropy.apply(hidden, weight, targets, torch.ones(tokens), PLAIN, chunk)
         else:
             loss = functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
         (loss * scale).backward()
@@ -111,3 +111,26 @@ def test_bfloat16_autocast_keeps_a_float32_sum_and_float32_gradients() -> None:
     assert weight.grad.dtype == torch.float32
     plain = functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     assert loss.item() == pytest.approx(plain.item(), rel=0.02)
+
+
+@settings(max_examples=30, deadline=None)
+@given(z_loss=st.sampled_from([0.0, 1e-3, 0.5]), smoothing=st.sampled_from([0.0, 0.1, 0.9]), chunk=st.integers(1, 9))
+def test_z_loss_smoothing_and_weights_equal_their_formulas(z_loss: float, smoothing: float, chunk: int) -> None:
+    hidden, weight, targets = inputs(7)
+    weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.25, 1.0])
+    total, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, Terms(z_loss, smoothing), chunk)
+    logits = hidden @ weight.T
+    entropies = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    expected = entropies + z_loss * torch.logsumexp(logits, dim=-1).square()
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(total, (weights * expected).sum())
+    gradients = torch.autograd.grad(total, [hidden, weight])
+    by_autograd = torch.autograd.grad((weights * expected).sum(), [hidden, weight])
+    torch.testing.assert_close(gradients, by_autograd)
+
+
+def test_weights_are_those_of_supervised_positions() -> None:
+    hidden, weight, targets = inputs(4)
+    targets[1] = IGNORE_INDEX
+    total, losses = weighed_loss(hidden, weight, targets, torch.tensor([2.0, 100.0, 1.0, 0.0]))
+    torch.testing.assert_close(total, 2 * losses[0] + losses[1])

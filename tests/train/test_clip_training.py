@@ -12,6 +12,7 @@ from opsin.core.types import Clip, Conversation, Medium, Picture, Turn
 from opsin.train.data import StageData, plan_steps
 from opsin.train.features import FeatureCache
 from opsin.train.loop import StageLoop
+from opsin.train.objective import Objective
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
 from opsin.train.selecting import Found
 from tests.support.corpora import corpus_of
@@ -58,7 +59,14 @@ def loop_of(folder: Path, kind: str, precision: str, train: dict[str, Any], *, c
     features = FeatureCache(model, prepare, folder / "features") if cached else None
     if features is not None:
         features.add(examples, attrgetter("seen"))
-    return StageLoop(model, stage, data, plan_steps(data, stage, 0), build_optimiser(model, stage), features)
+    return StageLoop(
+        Objective(model, stage.loss),
+        stage,
+        data,
+        plan_steps(data, stage, 0),
+        build_optimiser(model, stage),
+        features=features,
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from opsin.checkpoint.restore import restore_model
 from opsin.core.errors import TrainError
 from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe
@@ -63,7 +63,7 @@ def run(recipe: Recipe, out: Path, **hooks: Any) -> tuple[dict[str, torch.Tensor
         before.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
     last = start(recipe, out, Hooks(on_line=lines.append, before_stages=note, **hooks))
-    return before, load_file(last / "model.safetensors"), lines
+    return before, restore_model(last).state_dict(), lines
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:

@@ -10,8 +10,8 @@ from opsin.core.errors import TrainError
 from opsin.core.types import Picture
 from opsin.model.lora import MARK
 from opsin.model.loss import supervised_loss
+from opsin.train.audit import audit_gradients
 from opsin.train.optimiser import (
-    audit_gradients,
     build_optimiser,
     optimiser_state,
     prepare_parts,

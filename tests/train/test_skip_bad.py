@@ -23,6 +23,7 @@ from opsin.train.data import plan_steps, read_stage
 from opsin.train.features import FeatureCache
 from opsin.train.hooks import Hooks
 from opsin.train.loop import StageLoop
+from opsin.train.objective import Objective
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
 from opsin.train.recipe import Recipe, Stage, WarmStart
 from opsin.train.run import resume, start
@@ -63,7 +64,7 @@ def loop_of(
     steps = plan_steps(data, stage, 0)
     if groups is not None:
         steps = [tuple(Pack(tuple(group), 0, 0, 0) for group in groups)]
-    return StageLoop(model, stage, data, steps, build_optimiser(model, stage), skip_bad=True)
+    return StageLoop(Objective(model, stage.loss), stage, data, steps, build_optimiser(model, stage), skip_bad=True)
 
 
 def first_step(loop: StageLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[StepMetrics, dict[str, torch.Tensor]]:
@@ -88,7 +89,7 @@ def test_a_step_with_a_damaged_sample_is_the_step_without_it(
     loop = loop_of(
         tmp_path, (1, 2, 5), [[0, 1, 6], [2, 5], [3, 7], [4]], workers=workers
     )  # of one pack nothing is left
-    loop.on_bad = lambda step, line: told.append((step, line))
+    loop.told.damaged = lambda step, line: told.append((step, line))
     done, found = first_step(loop, monkeypatch)
     assert (done.loss, done.grad_norm, done.skipped) == (whole.loss, whole.grad_norm, 3)
     assert (done.tokens, done.supervised, done.pictures) == (whole.tokens, whole.supervised, whole.pictures)
@@ -113,7 +114,10 @@ def recipe(folder: Path, *, skip_bad: bool = True, **changes: Any) -> Recipe:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("seconds", "waited", "memory")}
+        for line in lines
+    ]
 
 
 def skipped(out: Path) -> list[str]:

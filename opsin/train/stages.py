@@ -1,0 +1,305 @@
+"""A run at work: stage after stage, step after step, with its checkpoints, its records, and its ends, good and bad."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opsin.checkpoint.adapters import adapter_tensors, write_adapters
+from opsin.checkpoint.model import CHECKPOINTS, fill_model, read_optimiser, unique_state, write_description
+from opsin.checkpoint.places import MODEL, OPTIMISER, Place
+from opsin.checkpoint.restore import restore_model
+from opsin.checkpoint.saver import Saver, Snapshot
+from opsin.checkpoint.snapshot import whole_tensors
+from opsin.checkpoint.store import candidates
+from opsin.core.errors import (
+    CheckpointError,
+    DamagedError,
+    LostRankError,
+    OpsinError,
+    OutOfMemoryError,
+    StoppedError,
+    TrainError,
+)
+from opsin.core.files import write_json
+from opsin.core.stop import Stop
+from opsin.core.types import Batch
+from opsin.model.config import Lora, ModuleName
+from opsin.model.lora import merge_lora
+from opsin.model.vlm import Vlm
+from opsin.train.audit import Audit
+from opsin.train.dump import write_dump
+from opsin.train.hooks import Hooks
+from opsin.train.left_out import name_affected, name_damaged, tell_damaged
+from opsin.train.loop import StageLoop, Told
+from opsin.train.objective import Objective
+from opsin.train.optimiser import build_optimiser, optimiser_state, prepare_parts, restore_optimiser
+from opsin.train.recipe import Stage
+from opsin.train.sharding import divide, local, same_everywhere
+from opsin.train.warm_start import warm_start
+from opsin.train.work import DAMAGED, Work, stage_features
+from opsin.train.world import World, answering
+
+METRICS = "metrics.jsonl"
+STATE = "train.json"
+"""How far a run was at a checkpoint."""
+
+
+@dataclass(frozen=True)
+class From:
+    """Where a run goes on: after `step` steps of stage `stage`, with the files of `folder` if that is within the stage.
+
+    `weights_only`: with a fresh optimiser. `troubles`: steps of the stage that were skipped so far.
+    """
+
+    stage: int = 0
+    step: int = 0
+    folder: Path | None = None
+    weights_only: bool = False
+    troubles: int = 0
+
+
+@dataclass
+class Run:
+    """One run in its directory; every rank has one, but only rank 0 writes anything but its share of a checkpoint."""
+
+    work: Work
+    out: Path
+    world: World
+    hooks: Hooks
+    _kept: int = 0
+
+    def __post_init__(self) -> None:
+        """Make what saves the checkpoints."""
+        recipe = self.work.recipe
+        self.saver = Saver(
+            self.out / CHECKPOINTS,
+            self.world.saving,
+            background=recipe.save_in_background,
+            keep=recipe.keep,
+            keep_every=recipe.keep_every,
+            on_error=recipe.on_save_error,
+            on_line=self.hooks.on_line,
+        )
+
+    def stages(self, model: Vlm, begin: From) -> Path:
+        """Train all stages from one on; returns the last checkpoint.
+
+        Raises:
+            StoppedError: a signal asked for the end, and what was done is saved.
+            OpsinError: the run cannot go on; what was done is saved if it can be, in an emergency checkpoint.
+        """
+        try:
+            return self._stages(model, begin)
+        finally:
+            self.saver.close()  # a save that is under way is finished, whatever else has failed
+
+    def _stages(self, model: Vlm, begin: From) -> Path:
+        last = self.out
+        for index in range(begin.stage, len(self.work.recipe.stages)):
+            if index > begin.stage and self.world.group is not None:
+                model = restore_model(last).to(self.world.device)  # as a resumed run does: divided weights stay divided
+                model.precision = self.work.recipe.precision
+            last = self._stage(model, index, begin if index == begin.stage else From(index))
+            self.hooks.after_stage(self.work.recipe.stages[index], model)
+        return last
+
+    def _stage(self, model: Vlm, index: int, begin: From) -> Path:
+        recipe, stage, data = self.work.recipe, self.work.recipe.stages[index], self.work.data[index]
+        for note in data.found.notes:
+            self.hooks.on_line(f"stage {stage.name!r}: {note}")
+        # New adapters are drawn at random: the same ones whether the run comes from the stage before or is resumed.
+        torch.manual_seed(recipe.seed + 1 + index)
+        lora = prepare_parts(model, stage)
+        if begin.folder is not None:
+            fill_model(model, begin.folder)
+        features = None
+        if stage.cache_features:
+            features = self.world.in_turn(
+                lambda: stage_features(model, stage, data.examples, self.hooks, skip_bad=recipe.skip_bad)
+            )
+        if begin.folder is None and stage.warm_start is not None and features is not None:
+            done = warm_start(model, data.examples, features, stage.warm_start, recipe.seed)
+            same_everywhere(model.connection.parameters(), self.world)
+            self.hooks.on_line(
+                f"stage {stage.name!r}: connector warm start on {done.pictures} captions, "
+                f"loss {done.first:.2f} -> {done.last:.2f}"
+            )
+        saved = set(unique_state(model))
+        objective = Objective(model, stage.loss)
+        model.recompute(stage.activation_checkpointing)
+        if recipe.compile:
+            for layer in model.decoder.layers:
+                layer.compile(dynamic=True)
+        divide(objective, recipe.parallel, self.world, encodes=not stage.cache_features)
+        optimiser = build_optimiser(model, stage)
+        if begin.folder is not None and not begin.weights_only:
+            restore_optimiser(model, optimiser, dict(read_optimiser(begin.folder)))
+        loop = StageLoop(
+            objective=objective,
+            stage=stage,
+            data=data,
+            steps=self.work.steps[index],
+            optimiser=optimiser,
+            world=self.world,
+            number=index,
+            seed=recipe.seed,
+            features=features,
+            saved=saved,
+            step=begin.step,
+            troubles=begin.troubles,
+            skip_bad=recipe.skip_bad,
+            told=self._told(stage),
+        )
+        self.hooks.on_stage(stage, loop)
+        with closing(loop):
+            return self._train(index, loop, lora)
+
+    def _told(self, stage: Stage) -> Told:
+        return Told(
+            audited=lambda audit: self.hooks.on_line(_audit_line(stage, audit)),
+            damaged=lambda step, line: name_damaged(self.out, stage.name, step, line, self.hooks.on_line),
+            trouble=lambda step, why, batches: self._trouble(stage, step, why, batches),
+        )
+
+    def _trouble(self, stage: Stage, step: int, why: str, batches: Sequence[Batch]) -> None:
+        path = write_dump(self.out / "dump", f"{stage.name}-{step:09d}", batches, self.world.rank)
+        ids = ", ".join(name for batch in batches for name in batch.ids[:50])
+        self.hooks.on_line(
+            f"stage {stage.name!r}, step {step}: {why}; the step is skipped, no weight is changed. Its samples, in "
+            f"{path}: {ids}"
+        )
+
+    def _train(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> Path:
+        """All steps of a stage that are left, and its last checkpoint."""
+        self._kept = loop.step
+        try:
+            with Stop() as stop:
+                loop.wanted = lambda: stop.wanted
+                self._steps(index, loop, lora)
+                return self._end(index, loop, lora)
+        except LostRankError as error:
+            raise LostRankError(f"{error}; {self._last_good()}") from None
+        except (StoppedError, CheckpointError, OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever it is, the work of hours is kept where that can be done
+            # Of errors that are not opsin's own the other ranks know nothing, and would not take part in a save.
+            if isinstance(error, OpsinError) or self.world.size == 1:
+                self._emergency(index, loop, lora)
+            if isinstance(error, DamagedError):
+                raise type(error)(f"{error}; {DAMAGED}") from None
+            raise
+
+    def _steps(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> None:
+        every, total = self.work.recipe.save_every, len(loop.steps)
+        with (self.out / METRICS).open("a", encoding="utf-8") as metrics:
+            while loop.step < total:
+                done = loop.take_step()
+                if self.world.rank == 0:
+                    metrics.write(json.dumps(done.as_dict(loop.stage.name)) + "\n")
+                    metrics.flush()
+                self.hooks.on_step(loop.stage, done, total)
+                if loop.step == total:
+                    return
+                if loop.stopping is not None:
+                    self._save(index, loop, lora, wait=True)
+                    raise self._stopped(loop)
+                if every and loop.step % every == 0:
+                    self._save(index, loop, lora)
+
+    def _end(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> Path:
+        """Save the end of a stage, and fold its adapters into the weights for the next one."""
+        stage = loop.stage
+        if stage.order == "stream":  # only now is known what was left out
+            name_affected(self.out, stage.name, self.work.data[index], self.hooks.on_line)
+        tell_damaged(self.out, stage.name, self.hooks.on_line)
+        path = self._save(index, loop, lora, done=True, wait=True)
+        if self.world.group is None:
+            for part in lora:
+                merge_lora(loop.model.part(part))
+            loop.model.requires_grad_(requires_grad=False).eval()
+        if loop.stopping is not None and index + 1 < len(self.work.recipe.stages):
+            raise self._stopped(loop)
+        return path
+
+    def _save(
+        self,
+        index: int,
+        loop: StageLoop,
+        lora: dict[ModuleName, Lora],
+        *,
+        done: bool = False,
+        wait: bool = False,
+        ordinary: bool = True,
+    ) -> Path:
+        state = {"stage": index, "step": loop.step, "done": done, "troubles": loop.troubles} | loop.planned
+
+        def take() -> Snapshot:
+            self._check_finite(loop)
+            with answering():
+                tensors = {MODEL: whole_tensors(unique_state(loop.model), self.world)}
+                if not done:
+                    tensors[OPTIMISER] = whole_tensors(optimiser_state(loop.model, loop.optimiser), self.world)
+                adapters = adapter_tensors(loop.model, lora)
+
+            def write(folder: Path) -> None:
+                write_description(folder, loop.model, self.work.tokenizer, lora)
+                write_adapters(folder, adapters, lora)
+                write_json(folder / STATE, state)
+
+            return Snapshot(tensors, write)
+
+        path = self.saver.save(Place(index, loop.step, done, ordinary), loop.stage.name, take, wait=wait)
+        self._kept = loop.step
+        return path
+
+    def _check_finite(self, loop: StageLoop) -> None:
+        """What is not a number is never saved, whatever made it so.
+
+        Raises:
+            TrainError: a trained weight is not finite.
+        """
+        trained = {name: p for name, p in loop.model.named_parameters() if p.requires_grad}
+        wrong = [name for name, parameter in trained.items() if not bool(torch.isfinite(local(parameter)).all())]
+        if found := sorted({name for one in self.world.gather(wrong) for name in one}):
+            raise TrainError(
+                f"stage {loop.stage.name!r}, step {loop.step}: not saved, not finite: {', '.join(found[:10])}"
+            )
+
+    def _emergency(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> None:
+        """Save what was trained since the last checkpoint; nothing if that is nothing, or if it fails too."""
+        if loop.step == self._kept:
+            return
+        try:
+            path = self._save(index, loop, lora, wait=True, ordinary=False)
+        except OpsinError as error:
+            self.hooks.on_line(f"no emergency checkpoint either: {error}")
+            return
+        self.hooks.on_line(f"the {loop.step} steps that were taken are saved in {path}")
+
+    def _stopped(self, loop: StageLoop) -> StoppedError:
+        name = signal.Signals(loop.stopping or 0).name
+        return StoppedError(
+            f"ended by {name} after step {loop.step} of {len(loop.steps)} of stage {loop.stage.name!r}, which is "
+            f"saved; go on with: opsin train --resume {shlex.quote(str(self.out))}",
+            loop.stopping or 0,
+        )
+
+    def _last_good(self) -> str:
+        for path in candidates(self.out / CHECKPOINTS)[:1]:
+            return f"the last good checkpoint is {path}; go on with: opsin train --resume {shlex.quote(str(self.out))}"
+        return "there is no checkpoint yet"
+
+
+def _audit_line(stage: Stage, audit: Audit) -> str:
+    trained = ", ".join(f"{part} {count:,}" for part, count in audit.scalars.items())
+    # A tower's layers behind the selected one, for example: not a mistake, but the reader should know.
+    unreached = f"; not used in this stage, so unchanged: {', '.join(audit.unreached)}" if audit.unreached else ""
+    return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"
