@@ -19,6 +19,8 @@ from opsin.commands.data import check_data, plan
 from opsin.commands.inspect import inspect
 from opsin.commands.model import export, tokens
 from opsin.commands.options import FAILED, ChatTemplate, Json, existing, template_of
+from opsin.commands.recipes import copy_recipe, list_recipes, show_recipe
+from opsin.commands.rehearse import dry_run as rehearse
 from opsin.core.errors import OpsinError
 from opsin.core.terminal import printable
 
@@ -44,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(name="data", help="Look into data files.", no_args_is_help=True)
+recipes = typer.Typer(name="recipes", help="Recipes that come with opsin, known by name.", no_args_is_help=True)
 
 
 class PictureSet(StrEnum):
@@ -118,12 +121,18 @@ def quickstart(
 
 @app.command()
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML).")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML), or a packaged recipe's name.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes: stages.0.train.connector.lr=5e-4")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory, by default runs/NAME of the recipe.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run directory instead.")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used; they are counted and named.")
+    ] = False,
+    stages: Annotated[
+        str | None, typer.Option(help="Only these stages of the recipe: instruct, or align,instruct")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan, audit one pack of every stage, and stop; nothing is written.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -131,8 +140,8 @@ def train(
     if (recipe is None) == (resume is None):
         raise OpsinError("give a recipe to train, or --resume RUN to go on with one, not both")
     if resume is not None:
-        if overrides or out is not None or skip_bad:
-            raise OpsinError("--resume goes on with the run as it is: no overrides, no --out and no --skip-bad")
+        if overrides or out is not None or skip_bad or stages is not None or dry_run:
+            raise OpsinError("--resume goes on with the run as it is: no overrides and no other option")
         console = Console(stderr=True)
         from opsin.train.progress import ProgressHooks
         from opsin.train.run import resume as go_on
@@ -140,9 +149,14 @@ def train(
         with ProgressHooks(console) as progress:
             checkpoint = go_on(resume, progress.hooks())
     else:
-        from opsin.train.recipe import load_recipe
+        from opsin.train.recipe import load_recipe, only_stages
 
         value = load_recipe(recipe or Path(), [*(overrides or []), *(["skip_bad=true"] if skip_bad else [])])
+        if stages is not None:
+            value = only_stages(value, [name.strip() for name in stages.split(",")])
+        if dry_run:
+            rehearse(value, as_json=as_json)
+            return
         console = Console(stderr=True)
         console.print("loading libraries", style="dim")
         from opsin.train.progress import ProgressHooks
@@ -157,6 +171,10 @@ app.command()(plan)
 app.command()(inspect)
 app.add_typer(data)
 data.command("check")(check_data)
+app.add_typer(recipes)
+recipes.command("list")(list_recipes)
+recipes.command("show")(show_recipe)
+recipes.command("copy")(copy_recipe)
 
 
 @app.command()

@@ -36,7 +36,9 @@ STREAMED = 20
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Recipe (YAML), or a data file: .json, .jsonl, .parquet, .tar.")],
+    file: Annotated[
+        Path, typer.Argument(help="Recipe (YAML, or a packaged one's name), or a data file: .json, .tar ...")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes: model.template.kind=plain")] = None,
     out: Annotated[Path | None, typer.Option(help="Write an HTML page; by default it is shown here.")] = None,
     stage: Annotated[str | None, typer.Option(help="Of a recipe: only this stage.")] = None,
@@ -51,7 +53,9 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model sees: tokens, what is learned, pictures with tiles and patches, packs; or what a file holds."""
-    if file.suffix in RECIPES:
+    from opsin.train.packaged import is_packaged
+
+    if file.suffix in RECIPES or is_packaged(file):
         if image_root is not None or model is not None:
             name = "--model" if model is not None else "--image-root"
             raise OpsinError(f"{name} is for data files; a recipe says it itself, and overrides change it")

@@ -38,6 +38,13 @@ def _folder(path: Path, info: ValidationInfo) -> Path:
     return path
 
 
+def _folder_or_stage(path: Path, info: ValidationInfo) -> Path:
+    folder, mark, stage = str(path).rpartition("#")
+    if not mark or _anchored(path, info)[0].exists():
+        return _folder(path, info)
+    return Path(f"{_folder(Path(folder), info)}#{stage}")
+
+
 def matching(path: Path) -> list[Path]:
     """The file, or, if it is a pattern (`*`, `?`, `[...]`), the files that match it, sorted; itself if none does."""
     if path.exists() or not set("*?[") & set(str(path)):
@@ -62,6 +69,9 @@ ExistingFile = Annotated[Path, AfterValidator(_file)]
 
 ExistingFolder = Annotated[Path, AfterValidator(_folder)]
 """A path to a folder that must be there."""
+
+ExistingStart = Annotated[Path, AfterValidator(_folder_or_stage)]
+"""A path to a folder that must be there, perhaps with `#` and the name of a stage behind it."""
 
 ExistingFiles = Annotated[tuple[Path, ...], BeforeValidator(_listed), AfterValidator(_files), Field(min_length=1)]
 """Files that must be there: a path, a pattern, or a list of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError, OpsinError, RecipeError
-from opsin.core.paths import ExistingFile, ExistingFolder
+from opsin.core.paths import ExistingFile, ExistingFolder, ExistingStart
 from opsin.data.costs import Kind
 from opsin.data.mixture import check_shares
 from opsin.data.plan import Budget
@@ -221,8 +222,10 @@ class Recipe(Value):
     tensorboard: bool = Field(False, description="write RUN/tensorboard as well, with the extra 'track'")
     skip_bad: bool = Field(False, description="leave out samples that cannot be used, each named in RUN/skipped.txt")
     model: ModelConfig | None = Field(None, description="the parts of a new model")
-    start_from: ExistingFolder | None = Field(
-        None, description="a checkpoint of any kind that opsin loads, to train on, in place of 'model'"
+    start_from: ExistingStart | None = Field(
+        None,
+        description="a checkpoint of any kind that opsin loads, to train on, in place of 'model'; RUN#STAGE is the end "
+        "of a run's stage",
     )
     stages: list[Stage] = Field(min_length=1)
 
@@ -268,6 +271,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, variables: Mapping
         )
     key = "model" if recipe.start_from is None else "start_from"
     try:
+        recipe = _found(recipe)
         model = _resolved(recipe)
     except OpsinError as error:
         raise RecipeError(str(path), [f"{path}: {key}: {error}"]) from None
@@ -284,6 +288,41 @@ def _misfits(recipe: Recipe, model: ModelConfig) -> Iterator[str]:
                 model.with_resolution(stage.resolution)
             except ModelError as error:
                 yield f"stages.{number}.resolution: {error}"
+
+
+def only_stages(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with some of its stages, in its own order.
+
+    Raises:
+        RecipeError: it has no stage of such a name, or a new model would miss the stages before.
+    """
+    known = [stage.name for stage in recipe.stages]
+    problems = [_no_stage(name, known) for name in names if name not in known]
+    if not problems and known[0] not in names and recipe.start_from is None:
+        problems = [
+            f"without {known[0]!r} the stages would train a new model, whose connector has learned nothing; give "
+            "start_from=RUN#STAGE, the end of a stage of another run"
+        ]
+    if problems:
+        raise RecipeError(recipe.name, problems)
+    return recipe.model_copy(update={"stages": [stage for stage in recipe.stages if stage.name in names]})
+
+
+def _no_stage(name: str, known: Sequence[str]) -> str:
+    """What to say of a name that no stage has."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+    return f"{name!r}: the recipe has no such stage; {hint}"
+
+
+def _found(recipe: Recipe) -> Recipe:
+    """The recipe with the very checkpoint that it starts from, where it names a stage of a run."""
+    run, mark, stage = str(recipe.start_from or "").rpartition("#")
+    if not mark or (recipe.start_from is not None and recipe.start_from.exists()):
+        return recipe
+    from opsin.train.beginning import stage_end  # imports torch, as below
+
+    return recipe.model_copy(update={"start_from": stage_end(Path(run), stage)})
 
 
 def _resolved(recipe: Recipe) -> ModelConfig:
