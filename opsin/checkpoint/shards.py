@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opsin.checkpoint.json_files import read_json
 from opsin.core.errors import CheckpointError
-from opsin.core.files import write_new
+from opsin.core.files import write_parts
 
 MAX_INDEX_BYTES = 50_000_000
 GROUP_BYTES = 1 << 26
@@ -159,7 +159,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    write_new(file, _parts(text, (tensors[name] for name in order)))
+    write_parts(file, _parts(text, (tensors[name] for name in order)))
 
 
 def _parts(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:

@@ -79,9 +79,9 @@ def make_directory(path: Path) -> None:
         fsync_directory(path.parent)
 
 
-def write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file that must not be there yet, part by part; it is durable only after `fsync_file`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file part by part, in place of the one that is there; it is durable only after `fsync_file`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         for part in parts:
             left = memoryview(part)
@@ -112,10 +112,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as temporary:
+        write_parts(temporary, [content])
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

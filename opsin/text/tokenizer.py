@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer as Backend
 
 from opsin.core.errors import CheckpointError, RenderError
-from opsin.core.files import replacing, sha256_bytes
+from opsin.core.files import sha256_bytes, write_bytes
 from opsin.text.sealing import Spec, control_tokens, sealed, vocab_ids, without_dummy_prefix
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write the files as they were read, byte for byte."""
         for name, content in self._files.items():
-            with replacing(directory / name) as temporary:
-                temporary.write_bytes(content)
+            write_bytes(directory / name, content)
 
     def encode(self, text: str, *, follows_text: bool = False) -> list[int]:
         """Ids of plain text; whatever it spells, none of them is a control token.
