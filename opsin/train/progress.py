@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
-from rich.console import Console
+import torch
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.text import Text
 
 from opsin.core.terminal import printable
 from opsin.data.held import Held
 from opsin.data.plan import Plan
 from opsin.model.vlm import Vlm
-from opsin.report.words import amounts, counted
+from opsin.report.words import amounts, counted, duration
+from opsin.train.flops import peak
 from opsin.train.hooks import Hooks
 from opsin.train.loop import StageLoop
 from opsin.train.metrics import StepMetrics
 from opsin.train.recipe import Stage
+from opsin.train.world import World
 
 PLAIN_EVERY = 20
 """Steps between printed lines where there is no terminal to draw a bar on."""
@@ -47,6 +51,7 @@ class ProgressHooks:
         self._read: Counter[str] = Counter()
         self._told = time.monotonic()
         self._since: list[StepMetrics] = []
+        self._peak: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +96,7 @@ class ProgressHooks:
 
     def _on_stage(self, stage: Stage, loop: StageLoop) -> None:
         self._close()
+        self._peak = _peak(loop.world, loop.model)
         trained = ", ".join(f"{group.name} {group.plan.lr:g}" for group in stage.train.groups)
         if stage.order == "stream":
             self.on_line(f"stage {stage.name!r}: {len(loop.steps):,} steps over samples as they come; trains {trained}")
@@ -103,12 +109,14 @@ class ProgressHooks:
 
     def _on_step(self, stage: Stage, metrics: StepMetrics, total: int) -> None:
         self._since.append(metrics)
-        text = _mean(self._since)
+        text = told(self._since, self._peak)
         self._advance(stage.name, metrics.step, total, text)
         due = time.monotonic() - self._told >= PLAIN_SECONDS
         if due or metrics.step % PLAIN_EVERY == 0 or metrics.step == total:
             if not self.console.is_terminal:
-                self.on_line(f"{stage.name} {metrics.step}/{total}  {text}")
+                left = sum(step.seconds for step in self._since) / len(self._since) * (total - metrics.step)
+                left_text = f"  {duration(left)} left" if metrics.step < total else ""
+                self.on_line(f"{stage.name} {metrics.step}/{total}  {text}{left_text}")
             self._told = time.monotonic()
             self._since.clear()
 
@@ -116,13 +124,12 @@ class ProgressHooks:
         if not self.console.is_terminal:
             return
         if self._progress is None:
-            self._progress = Progress(
+            self._progress = _Bar(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeLeftColumn(),
-                TextColumn("{task.fields[text]}"),
                 console=self.console,
                 transient=True,
             )
@@ -139,9 +146,46 @@ class ProgressHooks:
         self._progress, self._task = None, None
 
 
-def _mean(steps: Sequence[StepMetrics]) -> str:
-    """The loss of a supervised token of some steps, and the tokens of a second: those of one step jump."""
-    loss = sum(step.loss * step.supervised for step in steps if step.loss is not None)
-    learned, seconds = sum(step.supervised for step in steps), sum(step.seconds for step in steps)
-    told = f"loss {loss / learned:.3f}" if learned else "nothing to learn"
-    return f"{told}  {sum(step.tokens for step in steps) / seconds:,.0f} tokens/s"
+class _Bar(Progress):
+    """A bar with a line of numbers below it, cut off where the terminal ends."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and its line."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["text"]:
+                yield Text(task.fields["text"], no_wrap=True, overflow="ellipsis", style="dim")
+
+
+def told(steps: Sequence[StepMetrics], peak: float | None = None) -> str:
+    """What some steps did together, since numbers of one step jump; `peak` is what all devices can do in a second.
+
+    The loss of a supervised token, tokens (and supervised ones) and pictures of a second, the share of the time that
+    was spent waiting for data, memory, and model FLOPs utilisation.
+    """
+    seconds = sum(step.seconds for step in steps)
+    learned = [step for step in steps if step.loss is not None]
+    supervised = sum(step.supervised for step in learned)
+    loss = sum(step.loss * step.supervised for step in learned if step.loss is not None)
+    parts = [f"loss {loss / supervised:.3f}" if supervised else "nothing to learn"]
+    rate, learning = (sum(getattr(step, name) for step in steps) / seconds for name in ("tokens", "supervised"))
+    parts.append(f"{rate:,.0f} tok/s ({learning:,.0f} learned)")
+    if pictures := sum(step.pictures for step in steps):
+        parts.append(f"{pictures / seconds:,.1f} img/s")
+    if waited := sum(step.waited for step in steps):
+        parts.append(f"data {waited / seconds:.0%}")
+    if memory := max(step.memory for step in steps):
+        parts.append(f"{memory / 1e9:.1f} GB")
+    if peak is not None:
+        parts.append(f"MFU {sum(step.flops for step in steps) / seconds / peak:.0%}")
+    if skipped := sum(1 for step in steps if step.trouble):
+        parts.append(f"{counted(skipped, 'step')} skipped")
+    return "  ".join(parts)
+
+
+def _peak(world: World, model: Vlm) -> float | None:
+    """What all devices can do in a second, where that is known."""
+    if world.device.type != "cuda":
+        return None
+    one = peak(torch.cuda.get_device_name(world.device), model.precision)
+    return None if one is None else one * world.size

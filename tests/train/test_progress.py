@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -61,7 +63,42 @@ def test_a_line_tells_the_mean_of_the_steps_since_the_last_one() -> None:
         )
         on_step(stage_of({"connector": {"lr": 1e-3}}), metrics, 43)
     assert file.getvalue().splitlines() == [
-        "x 20/43  loss 1.931  14 tokens/s",  # 9 of 4.0 and 2 * 10 of 1.0
-        "x 40/43  loss 2.000  15 tokens/s",
-        "x 43/43  nothing to learn  0 tokens/s",
+        "x 20/43  loss 1.931  14 tok/s (3 learned)  12 s left",  # 9 of 4.0 and 2 * 10 of 1.0
+        "x 40/43  loss 2.000  15 tok/s (3 learned)  1.5 s left",
+        "x 43/43  nothing to learn  0 tok/s (0 learned)",
     ]
+
+
+FULL = StepMetrics(
+    step=7,
+    loss=2.3456,
+    grad_norm=1.0,
+    rates={},
+    tokens=123_456,
+    supervised=45_678,
+    pictures=85,
+    seconds=1.0,
+    waited=0.031,
+    flops=4e14,
+    memory=72_300_000_000,
+)
+
+
+def test_everything_that_is_known_is_told() -> None:
+    assert module.told([FULL], peak=989e12) == (
+        "loss 2.346  123,456 tok/s (45,678 learned)  85.0 img/s  data 3%  72.3 GB  MFU 40%"
+    )
+    troubled = replace(FULL, loss=None, trouble="the loss is nan")
+    assert module.told([FULL, troubled]).endswith("72.3 GB  1 step skipped")
+
+
+def test_a_step_fits_into_eighty_columns() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, legacy_windows=False)
+    with ProgressHooks(console) as progress:
+        progress.hooks().on_step(stage_of({"connector": {"lr": 1e-3}}), FULL, 5_000)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).replace("\r", "\n")
+    lines = [line for line in drawn.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= 80
+    assert any("7/5000" in line for line in lines)
+    assert any("loss 2.346  123,456 tok/s (45,678 learned)  85.0 img/s  data 3%  72.3 GB" in line for line in lines)
