@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,9 +17,9 @@ from opsin.checkpoint.places import MODEL, OPTIMISER, shard_name
 from opsin.checkpoint.shards import write_tensors
 from opsin.checkpoint.snapshot import owners, placed_like, whole_tensors
 from opsin.core.ranks import ALONE, Alone
+from tests.support.forks import joined_forks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -85,25 +83,6 @@ class Process:
         raise AssertionError
 
 
-def together(folder: Path, size: int, work: Callable[[int], None]) -> None:
-    """Do something in `size` processes that are joined by gloo."""
-    pids = []
-    for rank in range(size):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                dist.init_process_group(
-                    "gloo", store=dist.FileStore(str(folder / "store"), size), rank=rank, world_size=size
-                )
-                work(rank)
-                code = 0
-            finally:
-                os._exit(code)
-        pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * size
-
-
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()])
 def test_split_tensors_are_put_together_and_split_again(tmp_path: Path, placement: Any) -> None:
     """Rows and columns do not divide by the number of ranks."""
@@ -119,7 +98,7 @@ def test_split_tensors_are_put_together_and_split_again(tmp_path: Path, placemen
         assert isinstance(again, DTensor)
         assert torch.equal(again.to_local(), split["t6"].to_local())
 
-    together(tmp_path, 2, work)
+    assert joined_forks(tmp_path / "store", 2, work) == [0, 0]
     read = dict(read_optimiser(tmp_path))
     assert read.keys() == {f"{name}/exp_avg" for name in named()}
     assert all(torch.equal(read[f"{name}/exp_avg"], tensor) for name, tensor in named().items())
@@ -135,7 +114,7 @@ def test_a_split_model_is_saved_by_two_ranks_and_filled_by_one_and_by_three(tmp_
         fully_shard(model)
         write_tensors(tmp_path / shard_name(MODEL, rank, 2), whole_tensors(unique_state(model), Process(rank, 2)))
 
-    together(tmp_path, 2, save)
+    assert joined_forks(tmp_path / "store", 2, save) == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [shard_name(MODEL, r, 2) for r in range(2)]
     torch.manual_seed(1)
     alone = Tied()
@@ -150,5 +129,4 @@ def test_a_split_model_is_saved_by_two_ranks_and_filled_by_one_and_by_three(tmp_
             assert torch.equal(tensor, original.state_dict()[name])
         assert torch.equal(model.head.weight.full_tensor(), original.embed.weight)  # type: ignore[operator]
 
-    (tmp_path / "store").unlink(missing_ok=True)
-    together(tmp_path, 3, fill)
+    assert joined_forks(tmp_path / "store of three", 3, fill) == [0, 0, 0]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import traceback
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -19,12 +17,12 @@ from opsin.checkpoint.store import candidates, newest_whole, verify
 from opsin.core.errors import CheckpointError
 from opsin.core.files import make_directory, write_bytes, write_json
 from tests.support.disk import Fault, Journal, hooked
+from tests.support.forks import KILLED, ended, fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-SAVED, REPORTED, KILLED = 0, 3, 137
+SAVED, REPORTED, DONE = 0, 3, 4
 MOST_CALLS = 1000
 
 
@@ -77,25 +75,17 @@ def assert_recovers(folder: Path, steps: set[int]) -> int:
     return step
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """How a forked process ends that does `work`: SAVED, REPORTED for a proper error, KILLED, or another code."""
-    pid = os.fork()
-    if pid:
-        _, status = os.waitpid(pid, 0)
-        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    code = 1
+def save_with(fault: Fault, folder: Path) -> int:
+    """Save step 2 with a fault; SAVED, REPORTED for a proper error, or DONE where there are no more calls to fail."""
     try:
-        work()
-        code = SAVED
+        with hooked(fault):
+            save(folder, 2)
     except CheckpointError as error:
         told = re.fullmatch(
             r".+: could not be saved \(.+; [\d,]+ MB free\); earlier checkpoints are untouched", str(error)
         )
-        code = REPORTED if told else 1
-    except BaseException:  # noqa: BLE001 (a forked process must never go on as the test)
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+        return REPORTED if told else 1
+    return SAVED if fault.calls >= fault.at else DONE
 
 
 @pytest.mark.parametrize("kind", ["kill", "ENOSPC", "EIO"])
@@ -104,16 +94,8 @@ def test_a_fault_at_any_call_of_a_save(begun: Path, tmp_path: Path, kind: str) -
     for at in range(1, MOST_CALLS):
         folder = tmp_path / f"{at}" / "checkpoints"
         shutil.copytree(begun, folder)
-        fault = Fault(kind, at)
-
-        def work(folder: Path = folder, fault: Fault = fault) -> None:
-            with hooked(fault):
-                save(folder, 2)
-            if fault.calls < fault.at:  # there are no more calls: the sweep is done
-                os._exit(77)
-
-        code = in_child(work)
-        if code == 77:
+        code = ended(fork(lambda folder=folder, at=at: save_with(Fault(kind, at), folder)))  # type: ignore[misc]
+        if code == DONE:
             break
         for path in candidates(folder):  # half of a checkpoint, be it new or old, is never seen
             verify(path)
