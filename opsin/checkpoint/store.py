@@ -26,12 +26,12 @@ from safetensors import SafetensorError
 from opsin import __version__
 from opsin.checkpoint.places import OPTIMISER, Place, is_shard, place_of
 from opsin.core.errors import CheckpointError
-from opsin.core.files import fsync_directory, fsync_file, make_directory, sha256_file, write_json
+from opsin.core.files import fsync_directory, fsync_file, make_directory, sha256_bytes, sha256_file, write_json
 from opsin.core.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
 FORMAT = 2
-"""2 adds the versions of libraries and the number of ranks to what format 1 tells; both are read."""
+"""2 adds to what format 1 tells the versions of libraries, the number of ranks, and a hash of the manifest itself."""
 
 MAX_MANIFEST_BYTES = 10_000_000
 SPARE = 1.2
@@ -142,7 +142,8 @@ def _seal(path: Path, partial: Path, facts: list[dict[str, dict[str, Any]]], met
         own.rmdir()
     libraries = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
     about = {"format": FORMAT, "opsin": __version__, "libraries": libraries, "ranks": len(facts), "meta": meta}
-    write_json(partial / MANIFEST, about | {"files": dict(sorted(files.items()))})
+    about["files"] = dict(sorted(files.items()))
+    write_json(partial / MANIFEST, about | {"sha256": _digest(about)})
     partial.rename(path)
     fsync_directory(path.parent)
 
@@ -212,12 +213,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: written by opsin {manifest['opsin']} in format {manifest['format']}; this opsin reads up to "
             f"{FORMAT}: upgrade it"
         )
+    if manifest["format"] != 1 and manifest.pop("sha256", None) != _digest(manifest):
+        raise CheckpointError(f"{file}: its sha256 is not that of its content; the checkpoint was altered")
     if not isinstance(manifest["meta"], dict):
         raise CheckpointError(f"{file}: 'meta' is not a table; the checkpoint was altered")
     files = manifest["files"]
     if not (isinstance(files, dict) and all(map(_is_fact, files.values()))):
         raise CheckpointError(f"{file}: 'files' does not give every file's size and sha256; the checkpoint was altered")
     return dict(manifest)
+
+
+def _digest(about: dict[str, Any]) -> str:
+    """A hash of what a manifest says, however it is spaced."""
+    return sha256_bytes(json.dumps(about, sort_keys=True).encode())
 
 
 def _is_fact(value: object) -> bool:
