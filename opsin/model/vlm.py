@@ -91,14 +91,20 @@ class Vlm(nn.Module):
             return embeddings_TD
         return splice(embeddings_TD, visual_ND, batch.visual_N)
 
-    def read(self, batch: Batch, attend: Attend) -> tuple[Tensor, Sights | None]:
-        """Hidden states (T, D) after the final norm, and what gated blocks saw (for tokens to come)."""
+    def read(self, batch: Batch, attend: Attend, nothing: Tensor | None = None) -> tuple[Tensor, Sights | None]:
+        """Hidden states (T, D) after the final norm, and what gated blocks saw (for tokens to come).
+
+        `nothing` is a zero that is added to the embeddings, for the sake of what it was made of.
+        """
         visual_ND = self.look(batch)
         sights = self.connection.sights(visual_ND, batch.sights)
         gaze = self.connection.gaze(sights, batch.seen_T)
-        hidden_1TD = self.decoder(self.embed(batch, visual_ND)[None], batch.positions_AT[:, None], attend, gaze)
+        embeddings_TD = self.embed(batch, visual_ND)
+        if nothing is not None:
+            embeddings_TD = embeddings_TD + nothing
+        hidden_1TD = self.decoder(embeddings_TD[None], batch.positions_AT[:, None], attend, gaze)
         return hidden_1TD[0], sights
 
-    def forward(self, batch: Batch, attend: Attend | None = None) -> Tensor:
+    def forward(self, batch: Batch, attend: Attend | None = None, nothing: Tensor | None = None) -> Tensor:
         """Hidden states (T, D) after the final norm; documents do not see each other."""
-        return self.read(batch, attend or PackedAttention.plan(batch.lengths, batch.tokens_T.device))[0]
+        return self.read(batch, attend or PackedAttention.plan(batch.lengths, batch.tokens_T.device), nothing)[0]

@@ -61,13 +61,16 @@ class Objective(nn.Module):
         """The weighed sum of a pack's losses, and the losses of its supervised positions."""
         with self.model.computing():
             nothing = self._nothing(batch) if self.is_shared else None
-            hidden_TD = self.model(batch)
+            hidden_TD = self.model(batch, nothing=nothing)
             head_VD = self.model.decoder.head_weight
             total, losses_S = weighed_loss(hidden_TD, head_VD, batch.targets_T, weights_T, self._terms)
-        return total if nothing is None else total + nothing, losses_S
+        return total, losses_S
 
     def _nothing(self, batch: Batch) -> Tensor:
-        """Zero, made of all that other ranks may reach in this pass: so every rank has the same gradients to reduce."""
+        """Zero, made of all that other ranks may reach in this pass, where its pictures would come in.
+
+        So every rank goes back through the same layers, and has the same gradients to reduce.
+        """
         nothing = torch.zeros((), device=self.model.device)
         for parameter in self.model.connection.parameters():
             if parameter.requires_grad:
