@@ -21,6 +21,7 @@ from opsin.commands.model import export, tokens
 from opsin.commands.options import FAILED, ChatTemplate, Json, existing, template_of
 from opsin.commands.recipes import copy_recipe, list_recipes, show_recipe
 from opsin.commands.rehearse import dry_run as rehearse
+from opsin.commands.report import compare, report
 from opsin.core.errors import OpsinError
 from opsin.core.terminal import printable
 
@@ -169,6 +170,8 @@ def train(
 
 app.command()(plan)
 app.command()(inspect)
+app.command()(report)
+app.command()(compare)
 app.add_typer(data)
 data.command("check")(check_data)
 app.add_typer(recipes)

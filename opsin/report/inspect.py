@@ -37,6 +37,12 @@ def page(name: str, stages: Sequence[StageView]) -> str:
     return document(f"{name}: what the model sees", header + "".join(map(_stage, stages)), "inspect.css")
 
 
+def samples(stage: StageView) -> str:
+    """The chosen samples of a stage, as a part of another page, which wants inspect.css."""
+    chosen = "".join(_sample(stage, index) for index in stage.chosen)
+    return f'<h3>Stage “{_shown(stage.name)}”</h3>{LEGEND}<div class="samples">{chosen}</div>\n'
+
+
 def _shown(text: str) -> str:
     return escape(printable(text))
 

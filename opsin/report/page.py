@@ -9,46 +9,64 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from opsin.core.files import write_text
+from opsin.core.files import write_json, write_text
 from opsin.report.document import counts, document, section
 from opsin.report.gallery import gallery
-from opsin.report.plots import Line, line_plot, smoothed
-from opsin.report.run import DataFacts, RunFacts, Step, read_steps
+from opsin.report.run import DataFacts, RunFacts, RunFiles, StageRecord, facts_of, read_facts, read_run
 from opsin.report.scores import SHARES, Evaluation, Metric, Reference, Score, rows, shown, title
+from opsin.report.training import stage_section
 from opsin.report.words import duration
 
 REPORT = "report.html"
+FACTS = "report.json"
 CIDER_BEST = 10.0
 SIGNS = {"above": ("▲", "above the baseline"), "near": ("≈", "near the baseline"), "below": ("▼", "below the baseline")}
-COLOURS = ("one", "two", "three")
 
 
 def write_report(run: Path, facts: RunFacts) -> Path:
-    """Write RUN/report.html from RUN/metrics.jsonl and what the caller knows; returns its path.
+    """Write RUN/report.html from the run's files and what the caller knows, which is kept in RUN/report.json.
 
     Raises:
         OpsinError: metrics or a picture cannot be read.
     """
-    path = run / REPORT
-    write_text(path, page(facts, read_steps(run / "metrics.jsonl")))
-    return path
+    text = page(facts, read_run(run))
+    write_json(run / FACTS, facts.as_dict())
+    write_text(run / REPORT, text)
+    return run / REPORT
 
 
-def page(facts: RunFacts, stages: Mapping[str, Sequence[Step]]) -> str:
+def rewrite(run: Path, out: Path | None = None) -> Path:
+    """Write RUN/report.html, or another file, from the run's files alone; returns its path.
+
+    Raises:
+        OpsinError: there is no run, or one of its files or pictures cannot be read.
+    """
+    files = read_run(run)
+    out = out or run / REPORT
+    facts = read_facts(run / FACTS, files.evaluations) if (run / FACTS).exists() else facts_of(files)
+    write_text(out, page(facts, files))
+    return out
+
+
+def page(facts: RunFacts, files: RunFiles) -> str:
     """The HTML."""
+    budgets = {stage.get("name"): stage.get("batch_tokens") for stage in files.recipe.get("stages", [])}
+    training = "".join(stage_section(name, record, budgets.get(name)) for name, record in files.stages.items())
+    answers = "" if facts.image_root is None else gallery(facts.evaluations, facts.image_root)
     sections = [
-        _header(facts, stages),
+        _header(facts, files.stages),
         section("Scores on held-out pictures", _score_table(facts.evaluations, facts.references)),
-        section("What it answers", gallery(facts.evaluations, facts.image_root)),
-        section("Training", "".join(_stage(stage, steps) for stage, steps in stages.items())),
+        section("What it answers", answers),
+        section("Training", training or '<p class="none">No step has been taken yet.</p>'),
+        section("What it sees", files.samples),
         section("Data", _data(facts.data)),
         section("Talk to it", f"<pre><code>{escape(facts.chat)}</code></pre>"),
     ]
-    return document(facts.name, "".join(sections))
+    return document(facts.name, "".join(sections), *(["inspect.css"] if files.samples else []))
 
 
-def _header(facts: RunFacts, stages: Mapping[str, Sequence[Step]]) -> str:
-    tokens = sum(step.tokens for steps in stages.values() for step in steps)
+def _header(facts: RunFacts, stages: Mapping[str, StageRecord]) -> str:
+    tokens = sum(step.tokens for record in stages.values() for step in record.steps)
     told = {
         "Date": facts.date,
         "Took": duration(facts.seconds),
@@ -124,43 +142,6 @@ equal the truth but for case, spaces and a full stop. CIDEr-D (0 to 10) compares
 Recall@k: the right caption is among the k that fit a picture best, of all captions in the comparison. The fit is
 calibrated: from each caption's score its mean over the asked pictures is subtracted, since a caption that is likely
 whatever is seen would win otherwise. So these are not the plain R@1 and R@5.</p>"""
-
-
-def _stage(name: str, steps: Sequence[Step]) -> str:
-    at = [float(step.step) for step in steps]
-    losses = [step.loss for step in steps]
-    seconds = sum(step.seconds for step in steps)
-    speeds = [step.tokens_per_second for step in steps]
-    loss = [
-        Line("each step", tuple(zip(at, losses, strict=True)), "raw"),
-        Line("smoothed", tuple(zip(at, smoothed(losses), strict=True)), "one"),
-    ]
-    parts = list(dict.fromkeys(part for step in steps for part in step.rates))
-    rates = [
-        Line(part, tuple((float(s.step), s.rates[part]) for s in steps if part in s.rates), COLOURS[i % len(COLOURS)])
-        for i, part in enumerate(parts)
-    ]
-    speed = [
-        Line("each step", tuple(zip(at, speeds, strict=True)), "raw"),
-        Line("smoothed", tuple(zip(at, smoothed(speeds), strict=True)), "one"),
-    ]
-    mean_speed = sum(step.tokens for step in steps) / seconds if seconds else 0.0
-    told = f"{len(steps):,} steps in {duration(seconds)}, {mean_speed:,.0f} tokens a second"
-    return (
-        f'<h3>Stage “{escape(name)}” <span class="soft">{told}</span></h3><div class="plots">'
-        f"{_figure('Loss', loss)}{_figure('Learning rate', rates, from_zero=True)}"
-        f"{_figure('Tokens a second', speed, from_zero=True)}</div>\n"
-    )
-
-
-def _figure(name: str, lines: Sequence[Line], *, from_zero: bool = False) -> str:
-    keys = "".join(
-        f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true">'
-        f'<polyline class="{line.css}" points="0,5 26,5"/></svg>{escape(line.name)}'
-        for line in lines
-    )
-    plot = line_plot(name, lines, from_zero=from_zero)
-    return f'<figure class="card"><h3>{escape(name)}</h3>{plot}<figcaption>{keys}</figcaption></figure>'
 
 
 def _data(data: DataFacts) -> str:

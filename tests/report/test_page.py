@@ -12,9 +12,9 @@ from rich.console import Console
 
 from opsin.core.errors import OpsinError, PictureError
 from opsin.report.gallery import choose
-from opsin.report.page import write_report
+from opsin.report.page import rewrite, write_report
 from opsin.report.plots import Line, line_plot, smoothed, thinned, tick_label, ticks
-from opsin.report.run import DataFacts, RunFacts, read_steps
+from opsin.report.run import DataFacts, RunFacts, read_metrics
 from opsin.report.scores import Evaluation, Prediction, Reference, Score, Scores, rows
 from opsin.report.table import scores_table
 from opsin.report.words import duration
@@ -80,6 +80,8 @@ def write_metrics(run: Path, tail: str = "") -> None:
             }
             lines.append(json.dumps(line | {"tokens": 1000, "supervised": 400, "pictures": 9, "seconds": 0.5}) + "\n")
     (run / "metrics.jsonl").write_text("".join(lines) + tail, encoding="utf-8")
+    (run / "recipe.json").write_text('{"name": "tiny", "stages": []}', encoding="utf-8")
+    (run / "run.json").write_text('{"torch": "2.13.0"}', encoding="utf-8")
 
 
 @pytest.fixture
@@ -150,21 +152,31 @@ def test_a_run_without_evaluations_or_data_has_a_page(tmp_path: Path) -> None:
     assert "Stage “align”" in page
 
 
+def test_the_page_can_be_written_again_from_files_alone(tmp_path: Path, html: str, facts: RunFacts) -> None:
+    scores = [{"name": one.name, **one.scores.as_dict()} for one in facts.evaluations]
+    (tmp_path / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    assert rewrite(tmp_path, tmp_path / "again.html").read_text(encoding="utf-8") == html
+    assert rewrite(tmp_path).read_text(encoding="utf-8") == html
+    (tmp_path / "report.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(OpsinError, match=r"report\.json: not what a report is made of"):
+        rewrite(tmp_path)
+
+
 def test_the_page_is_small(html: str) -> None:
     assert len(html) < 200_000  # pictures are embedded at 320 pixels, not at their full size
 
 
 def test_metrics_of_a_killed_run_can_be_read(tmp_path: Path) -> None:
     write_metrics(tmp_path, tail='{"stage": "instr')
-    assert {name: len(steps) for name, steps in read_steps(tmp_path / "metrics.jsonl").items()} == {
+    assert {name: len(record.steps) for name, record in read_metrics(tmp_path / "metrics.jsonl").items()} == {
         "align": 3,
         "instruct": 5,
     }
     write_metrics(tmp_path, tail='{"stage": "instruct"}\n')
     with pytest.raises(OpsinError, match=r"metrics\.jsonl:9: not a line of training metrics"):
-        read_steps(tmp_path / "metrics.jsonl")
+        read_metrics(tmp_path / "metrics.jsonl")
     with pytest.raises(OpsinError, match="was the run trained"):
-        read_steps(tmp_path / "none.jsonl")
+        read_metrics(tmp_path / "none.jsonl")
 
 
 def test_the_gallery_is_chosen_without_looking_at_answers() -> None:

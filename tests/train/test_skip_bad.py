@@ -18,7 +18,7 @@ from opsin.core.errors import DamagedError, DamagedPictureError, DataError, Pict
 from opsin.core.types import Clip, Conversation, Picture, Turn
 from opsin.data.collate import collate
 from opsin.data.plan import Pack
-from opsin.report.run import read_steps
+from opsin.report.run import read_metrics
 from opsin.train.data import plan_steps, read_stage
 from opsin.train.features import FeatureCache
 from opsin.train.hooks import Hooks
@@ -229,7 +229,7 @@ def test_a_step_of_which_nothing_is_left_is_counted_and_changes_nothing(tmp_path
         assert (step["grad_norm"], step["skipped"]) == (None, 1)
         before, after = seen[step["step"] - 1], seen[step["step"]]
         assert all(torch.equal(after[name], before[name]) for name in after)
-    assert [step.step for step in read_steps(out / "metrics.jsonl")["instruct"]] == [
+    assert [step.step for step in read_metrics(out / "metrics.jsonl")["instruct"].steps] == [
         step["step"] for step in steps if step["loss"] is not None
     ]
 
