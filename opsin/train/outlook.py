@@ -17,6 +17,7 @@ from opsin.data.corpus import Corpus
 from opsin.data.costs import Kind
 from opsin.data.held import Held
 from opsin.data.plan import Pack, Plan, rank_share
+from opsin.model.encoder_values import Encoder, NativeVitEncoder, TowerEncoder
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
@@ -30,8 +31,9 @@ BINS = 10
 TRAINED_BYTES = 4 + 4 + 8
 """Of a trained weight: itself, its gradient, AdamW's two moments, all in float32."""
 
-ACTIVATION_BYTES = 34
-"""Of a token in a layer, in channels of the language model's width (arXiv 2205.05198, without attention scores)."""
+ACTIVATION_BYTES = {"none": 34, "selective": 24, "full": 2}
+"""Of a token, in a layer, in a channel of its width (arXiv 2205.05198, without attention scores): all that a layer
+makes, or its matrix products and its input, or its input alone."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,26 @@ def memory(recipe: Recipe, stage: Stage) -> dict[str, int]:
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
         found[part] = trained * TRAINED_BYTES + frozen
-    width = 2 if recipe.precision == "bf16" else 4
     # Even under a frozen language model gradients pass through to the connector, and need its activations.
-    layers = len(model.decoder.layers)
-    found["activations"] = stage.batch_tokens * layers * model.decoder.width * ACTIVATION_BYTES * width // 2
+    found["activations"] = _activations(
+        recipe, stage, stage.budget.tokens, len(model.decoder.layers), model.decoder.width
+    )
+    if stage.train.trains("vision"):
+        encoder = recipe.composition.encoder
+        found["activations"] += _activations(recipe, stage, stage.budget.patches, _depth(encoder), model.encoder.width)
     found["logits"] = 2 * 4 * CHUNK_LOGITS
     return found
+
+
+def _activations(recipe: Recipe, stage: Stage, tokens: int, layers: int, width: int) -> int:
+    """Bytes that wait for the backward pass; where layers are computed again, one of them is whole at a time."""
+    mode = stage.activation_checkpointing
+    each = layers * ACTIVATION_BYTES[mode] + (ACTIVATION_BYTES["none"] if mode != "none" else 0)
+    return tokens * width * each * (1 if recipe.precision == "bf16" else 2)
+
+
+def _depth(encoder: Encoder) -> int:
+    """Layers of a transformer; convolutions, of the one small network that has them, are not counted."""
+    if isinstance(encoder, NativeVitEncoder):
+        return encoder.depth
+    return int(encoder.facts.get("num_hidden_layers", 12)) if isinstance(encoder, TowerEncoder) else 0

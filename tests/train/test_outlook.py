@@ -13,7 +13,8 @@ from opsin.train.hooks import Hooks
 from opsin.train.outlook import look_ahead
 from opsin.train.recipe import load_recipe
 from opsin.train.run import start
-from tests.support.models import build, recipe_value
+from tests.support.models import build, model_value, recipe_value
+from tests.support.tokenizers import chatml_tokenizer_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +71,23 @@ def test_memory_counts_what_is_trained_with_its_optimiser(tmp_path: Path) -> Non
     assert align.memory["connector"] == 16 * sizes["connector"]
     assert align.memory["language"] == 4 * sizes["language"]
     assert instruct.memory["language"] == 16 * sizes["language"]
+
+
+def test_memory_counts_what_waits_for_the_backward_pass(tmp_path: Path) -> None:
+    model = model_value(chatml_tokenizer_dir(tmp_path), encoder="siglip")  # three layers of 16 channels
+    path = written(tmp_path, model=model)
+    layers, width, tokens = 2, 24, 96
+
+    def waiting(*changes: str) -> int:
+        recipe = load_recipe(path, ["precision=bf16", "stages.0.batch_patches=100", *changes])
+        return look_ahead(recipe)[0].memory["activations"]
+
+    assert waiting() == tokens * layers * width * 34
+    assert waiting("precision=fp32") == 2 * waiting()
+    again = waiting("stages.0.activation_checkpointing=full")
+    assert again == tokens * width * (layers * 2 + 34)
+    assert again < waiting("stages.0.activation_checkpointing=selective")
+    assert waiting("stages.0.train.vision={lr: 1.0e-5}") == waiting() + 100 * 3 * 16 * 34
 
 
 def test_refused_samples_are_named_and_the_costliest_come_first(tmp_path: Path) -> None:
