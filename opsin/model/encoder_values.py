@@ -28,8 +28,10 @@ class TowerEncoder(Pretrained):
     defaults: ClassVar[dict[str, int]]
     temporal: ClassVar[int] = 1
     select_layer: int | tuple[int, ...]
-    interpolate_positions: bool = False
-    """Resize the position embeddings to whatever grid a picture has; without it only `image_size` squares are taken."""
+    interpolate_positions: bool = Field(
+        default=False,
+        description="resize position embeddings to a picture's grid; without it only `image_size` squares are taken",
+    )
 
     def _read(self, path: Path) -> dict[str, Any]:
         config = read_hf_config(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from opsin.core.errors import ModelError
 from opsin.core.paths import ExistingFolder
@@ -81,8 +81,10 @@ def _without_code(value: Any) -> Any:
 class Pretrained(Value):
     """Something with weights at `path`, or from scratch by `config`."""
 
-    path: ExistingFolder | None = None
-    config: dict[str, Any] | None = None
+    path: ExistingFolder | None = Field(default=None, description="a Hugging Face directory, whose weights are loaded")
+    config: dict[str, Any] | None = Field(
+        default=None, description="in its place the keys of a config.json, for a part of random weights"
+    )
 
     @model_validator(mode="after")
     def _named_once(self) -> Pretrained:

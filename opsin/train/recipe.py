@@ -86,14 +86,14 @@ class WarmStart(Value):
 class Stage(Value):
     """One stage: data, what is trained and how fast, and for how long."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=40)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=40, description="also names its checkpoints")
     data: list[Source] = Field(min_length=1, description="the mixture: sources, and how much an epoch takes of each")
     only: list[Kind] | None = Field(None, min_length=1, description="samples of other kinds are left out and counted")
     train: Trained
     template: Template | None = Field(None, description="chat template of this stage; by default the model's")
     resolution: Resolution | None = Field(None, description="of this stage's pictures; by default the model's")
     too_long: TooLong = Field("error", description="what to do with samples over a pack's budgets or the context")
-    epochs: float = Field(1.0, gt=0, le=1000)
+    epochs: float = Field(1.0, gt=0, le=1000, description="how often its samples are gone through: 0.5 is half of them")
     steps: int | None = Field(None, ge=1, description="end after so many steps, if not before")
     order: Literal["shuffled", "as_listed", "stream"] = Field(
         "shuffled",
@@ -207,8 +207,10 @@ class Recipe(Value):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80, description="also names the run directory"
     )
-    seed: int = Field(0, ge=0, lt=2**31)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(0, ge=0, lt=2**31, description="of every random draw: new weights, the samples' order, dropout")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="of the computation; weights that learn are kept in fp32 either way"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the first CUDA device, if there is one")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end of each stage only")
     keep: int = Field(2, ge=1, description="mid-stage checkpoints that are kept, the newest ones")
@@ -227,7 +229,7 @@ class Recipe(Value):
         description="a checkpoint of any kind that opsin loads, to train on, in place of 'model'; RUN#STAGE is the end "
         "of a run's stage",
     )
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[Stage] = Field(min_length=1, description="trained one after the other")
 
     @property
     def composition(self) -> ModelConfig:

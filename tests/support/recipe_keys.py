@@ -43,7 +43,7 @@ def _section(name: str, node: dict[str, Any]) -> str:
     required = node.get("required", [])
     rows = ["| key | value | default | |", "|---|---|---|---|"]
     for key, value in node.get("properties", {}).items():
-        default = "" if key in required else _default(value.get("default"))
+        default = "" if key in (*required, "kind") else _default(value.get("default"))
         rows.append(f"| `{key}` | {_words(value)} | {default} | {_cell(value.get('description', ''))} |")
     about = inspect.cleandoc(node.get("description", ""))
     return f"## {name}\n\n{about}\n\n" + "\n".join(rows) + "\n"
