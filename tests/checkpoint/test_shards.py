@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from opsin.checkpoint.json_files import read_json
-from opsin.checkpoint.shards import Weights, weight_files
+from opsin.checkpoint.shards import DTYPES, Weights, weight_files, write_tensors
 from opsin.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -284,3 +284,39 @@ def test_json_is_bounded(tmp_path: Path, content: str, message: str) -> None:
         read_json(tmp_path / "x.json", 1_000_000)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_json(tmp_path / "none.json", 1_000_000)
+
+
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), max_size=6))
+def test_what_is_written_is_what_safetensors_reads(
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict[str, tuple[str, list[int]]]
+) -> None:
+    tensors = {name: torch.randint(0, 2, shape).to(DTYPES[dtype]) for name, (dtype, shape) in kinds.items()}
+    file = tmp_path_factory.mktemp("written") / "x.safetensors"
+    write_tensors(file, tensors)
+    with file.open("rb") as opened:  # whoever maps the file finds aligned numbers
+        assert int.from_bytes(opened.read(8), "little") % 8 == 0
+    for read in (load_file(file), dict(Weights([file]).read(list(tensors)))):
+        assert read.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(read[name], tensor)
+
+
+def test_any_layout_in_memory_is_written_row_by_row(tmp_path: Path) -> None:
+    table = torch.arange(12.0).view(3, 4)
+    write_tensors(
+        tmp_path / "x.safetensors", {"t": table.T, "part": table[:, 1], "grad": table.clone().requires_grad_()}
+    )
+    read = load_file(tmp_path / "x.safetensors")
+    assert torch.equal(read["t"], table.T)
+    assert torch.equal(read["part"], table[:, 1])
+    assert torch.equal(read["grad"], table)
+
+
+def test_a_type_that_is_not_read_back_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: z is of type torch\.complex64, which is not stored"):
+        write_tensors(tmp_path / "x.safetensors", {"z": torch.zeros(1, dtype=torch.complex64)})
