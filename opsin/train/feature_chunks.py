@@ -7,6 +7,7 @@ is memory-mapped, and checked against its name when something of it is needed fo
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from opsin.core.errors import OpsinError
-from opsin.core.files import replacing, sha256_bytes, sha256_file
+from opsin.core.files import fsync_directory, fsync_file, sha256_file
 
 CHUNK_BYTES = 256 << 20
 """Features of a chunk: large enough for few files, small enough to hold and to lose."""
@@ -35,7 +36,7 @@ GB = 1e9
 
 
 class FeatureCacheError(OpsinError):
-    """Features that do not fit on the disk, or are not where all processes find them."""
+    """Features that cannot be written, or are not where all processes find them."""
 
 
 @dataclass
@@ -79,12 +80,24 @@ class ChunkFolder:
         return self._index[key].seconds_per_patch
 
     def write(self, rows: Mapping[str, Tensor], seconds: float) -> None:
-        """Make a chunk of features (P, C) that took so many seconds."""
-        patches = sum(map(len, rows.values()))
-        data = save(dict(rows), metadata={"seconds_per_patch": repr(seconds / patches)})
-        path = self.path / f"{sha256_bytes(data)}.safetensors"
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+        """Make a chunk of features (P, C) that took so many seconds.
+
+        Raises:
+            FeatureCacheError: it cannot be written.
+        """
+        seconds_per_patch = seconds / sum(map(len, rows.values()))
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".{next(iter(rows))}.{os.getpid()}.partial"
+        try:
+            save_file(dict(rows), temporary, metadata={"seconds_per_patch": repr(seconds_per_patch)})
+            fsync_file(temporary)
+            temporary.replace(self.path / f"{sha256_file(temporary)}.safetensors")
+            fsync_directory(self.path)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise FeatureCacheError(f"{self.path}: features cannot be written ({reason})") from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def check_space(self, needed: int, limit_gb: float) -> str:
         """Why so many more bytes do not fit, or nothing if they do.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from opsin.core.types import Picture
 from opsin.data.collate import medium_pixels
@@ -257,6 +257,25 @@ def test_too_much_for_the_disk_is_refused(
         else:
             with pytest.raises(FeatureCacheError, match=r"0\.00 GB are free; .* let OPSIN_HOME be on a larger disk"):
                 cache.add(pictures, one)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("No space left on device")],
+    ids=["os", "safetensors"],
+)
+def test_a_disk_that_is_full_after_all_is_told(
+    made: Made, pictures: list[Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(_tensors: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    cache = cache_of(made, tmp_path)
+    monkeypatch.setattr(feature_chunks, "save_file", failing)
+    with pytest.raises(FeatureCacheError, match=r"features cannot be written \(No space left on device\)"):
+        cache.add(pictures, one)
+    assert chunks(cache) == []
 
 
 def test_pictures_that_change_meanwhile_are_told(made: Made, pictures: list[Seen], tmp_path: Path) -> None:
