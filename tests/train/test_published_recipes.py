@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +17,16 @@ from opsin.model.generate import Sampling
 from opsin.serve.session import Session
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.data import plan_steps, read_stage
-from tests.support.backbones import TINY, Tiny
+from opsin.train.hooks import Hooks
+from opsin.train.recipe import load_recipe
+from opsin.train.run import resume, start
+from tests.support.backbones import TINY, Tiny, variables
 from tests.support.loss_curves import FILE, Trained, run_tiny
 from tests.support.models import draw_picture
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from opsin.train.metrics import StepMetrics
+    from opsin.train.recipe import Stage
 
 TOLERANCE = 1e-5
 """Of a loss, relative. Sums in another order (other threads, other instructions of the processor) were seen to change
@@ -89,3 +95,29 @@ def test_the_data_of_every_stage_are_of_its_kinds(tiny: Tiny, done: Trained) -> 
         samples = {i for step in plan_steps(data, stage, done.recipe.seed) for pack in step for i in pack.samples}
         found[stage.name] = {KINDS[kind] for kind in data.examples.costs.kinds[sorted(samples)]}
     assert found == KINDS_OF[tiny.recipe]
+
+
+class CutOffError(Exception):
+    """Ends a run in the middle of a step's report, as a crash would."""
+
+
+def test_a_published_run_that_is_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    tiny = next(
+        tiny for tiny in TINY if tiny.recipe == "llava-1.5-lora"
+    )  # adapters, dropout, packs that differ in number
+    values = variables(tmp_path, tiny.recipe)
+    recipe = load_recipe(Path(tiny.recipe), [*tiny.overrides, "save_every=2"], variables=values)
+    losses: list[float | None] = []
+
+    def cut(_stage: Stage, step: StepMetrics, _total: int) -> None:
+        if len(losses) == 13:
+            raise CutOffError
+        losses.append(step.loss)
+
+    with pytest.raises(CutOffError):
+        start(recipe, tmp_path / "run", Hooks(on_step=cut))
+    shutil.rmtree(next((tmp_path / "run" / "checkpoints").glob("emergency-*"), tmp_path / "none"), ignore_errors=True)
+    del losses[12:]  # the newest checkpoint is that of step 4 of the second stage
+    resume(tmp_path / "run", Hooks(on_step=lambda _stage, step, _total: losses.append(step.loss)))
+    kept = json.loads(FILE.read_text(encoding="utf-8"))[tiny.recipe]
+    assert losses == pytest.approx(kept, rel=TOLERANCE)
