@@ -43,7 +43,7 @@ class RunLock:
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        except BaseException as error:
+        except BaseException as error:  # whatever it is: nobody else would close the file
             os.close(descriptor)
             if isinstance(error, OSError):
                 raise self._unusable(error) from None
