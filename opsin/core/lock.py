@@ -52,7 +52,7 @@ class RunLock:
         return self
 
     def _unusable(self, error: OSError) -> TrainError:
-        return TrainError(f"{self.path}: cannot be written ({error.strerror}); choose a directory that can")
+        return TrainError(f"{self.path}: cannot be written ({error.strerror}); choose another directory")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
