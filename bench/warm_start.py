@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     run: Path = parser.parse_args().run
-    recipe = read_record(run)
+    recipe, _ = read_record(run)
     stage = recipe.stages[0]
     assert stage.warm_start is not None, "the recipe's first stage has no warm start"
     tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)

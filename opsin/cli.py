@@ -20,12 +20,14 @@ from opsin.commands.inspect import inspect
 from opsin.commands.model import export, tokens
 from opsin.commands.options import FAILED, ChatTemplate, Json, existing, template_of
 from opsin.commands.recipes import copy_recipe, list_recipes, show_recipe
-from opsin.commands.rehearse import dry_run as rehearse
 from opsin.commands.report import compare, report
-from opsin.core.errors import OpsinError
+from opsin.commands.train import train
+from opsin.core.errors import OpsinError, StoppedError
 from opsin.core.terminal import printable
 
 INTERRUPTED = 130
+SIGNALLED = 128
+"""What shells add to a signal's number."""
 LEAST_TOP_P = 1e-6
 
 
@@ -66,6 +68,8 @@ def main() -> None:
 def _errors() -> Iterator[None]:
     try:
         yield
+    except StoppedError as error:
+        _leave(str(error), SIGNALLED + error.signal)
     except OpsinError as error:
         _leave(f"error: {error}", FAILED)
     except BrokenPipeError:  # whoever read the output has left; typer goes quietly
@@ -120,54 +124,7 @@ def quickstart(
         show(outcome, Console())
 
 
-@app.command()
-def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML), or a packaged recipe's name.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes: stages.0.train.connector.lr=5e-4")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory, by default runs/NAME of the recipe.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run directory instead.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used; they are counted and named.")
-    ] = False,
-    stages: Annotated[
-        str | None, typer.Option(help="Only these stages of the recipe: instruct, or align,instruct")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Plan, audit one pack of every stage, and stop; nothing is written.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Train a recipe's stages, or go on with a run."""
-    if (recipe is None) == (resume is None):
-        raise OpsinError("give a recipe to train, or --resume RUN to go on with one, not both")
-    if resume is not None:
-        if overrides or out is not None or skip_bad or stages is not None or dry_run:
-            raise OpsinError("--resume goes on with the run as it is: no overrides and no other option")
-        console = Console(stderr=True)
-        from opsin.train.progress import ProgressHooks
-        from opsin.train.run import resume as go_on
-
-        with ProgressHooks(console) as progress:
-            checkpoint = go_on(resume, progress.hooks())
-    else:
-        from opsin.train.recipe import load_recipe, only_stages
-
-        value = load_recipe(recipe or Path(), [*(overrides or []), *(["skip_bad=true"] if skip_bad else [])])
-        if stages is not None:
-            value = only_stages(value, [name.strip() for name in stages.split(",")])
-        if dry_run:
-            rehearse(value, as_json=as_json)
-            return
-        console = Console(stderr=True)
-        console.print("loading libraries", style="dim")
-        from opsin.train.progress import ProgressHooks
-        from opsin.train.run import start
-
-        with ProgressHooks(console) as progress:
-            checkpoint = start(value, out or Path("runs") / value.name, progress.hooks())
-    typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else f"checkpoint  {checkpoint}")
-
-
+app.command()(train)
 app.command()(plan)
 app.command()(inspect)
 app.command()(report)

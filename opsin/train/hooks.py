@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opsin.model.vlm import Vlm
+from opsin.train.checks import Checked
 from opsin.train.loop import StageLoop
 from opsin.train.metrics import StepMetrics
 from opsin.train.recipe import Stage
@@ -24,5 +25,6 @@ class Hooks:
     on_features: Callable[[int, int], None] = _ignore
     on_stage: Callable[[Stage, StageLoop], None] = _ignore
     on_step: Callable[[Stage, StepMetrics, int], None] = _ignore
+    on_check: Callable[[Stage, int, Checked], None] = _ignore
     before_stages: Callable[[Vlm], None] = _ignore
     after_stage: Callable[[Stage, Vlm], None] = _ignore

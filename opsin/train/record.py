@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from opsin import __version__
 from opsin.core.errors import TrainError
-from opsin.core.files import sha256_bytes, write_json, write_text
+from opsin.core.files import sha256_file, write_json, write_text
 from opsin.data.plan import Pack
+from opsin.text.tokenizer import TOKENIZER_FILE
 from opsin.train.recipe import Recipe, Stage
 from opsin.train.stream import StreamSteps
 
@@ -28,11 +29,11 @@ def write_record(recipe: Recipe, out: Path, samples: Mapping[str, str]) -> None:
     write_json(out / "run.json", _provenance(recipe) | {"samples": dict(samples)})
 
 
-def read_record(out: Path) -> Recipe:
-    """The recipe of a run, checked against what the run wrote down when it began.
+def read_record(out: Path, *, override: bool = False) -> tuple[Recipe, list[str]]:
+    """The recipe of a run, and how it and its data differ from what the run wrote down when it began.
 
     Raises:
-        TrainError: there is no run, or its recipe or one of its data files has changed.
+        TrainError: there is no run, or something differs and `override` does not allow it; everything is listed.
     """
     path = out / "recipe.json"
     if not path.is_file():
@@ -40,16 +41,40 @@ def read_record(out: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(path.read_text(encoding="utf-8"))
         saved = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        recipe_digest, data = saved["recipe_sha256"], dict(saved["data"])
+        changes = [f"{path}: {line}" for line in differing(saved["recipe"], recipe.model_dump(mode="json"))]
+        data, tokenizer = dict(saved["data"]), saved["tokenizer_sha256"]
     except (ValidationError, OSError, ValueError, KeyError, TypeError):
         raise TrainError(f"{out}: recipe.json or run.json was altered and cannot be read; start a new run") from None
-    if recipe_digest != _recipe_digest(recipe):
-        raise TrainError(f"{path}: changed since the run began; a resumed run must keep its recipe: start a new run")
     for stage in recipe.stages:
         for name, source in stage.sources.items():
             if data.get(stage.name, {}).get(name) != source.content():
-                raise TrainError(f"{source.path}: changed since the run began; a resumed run must see the same data")
-    return recipe
+                changes.append(f"{source.path}: not the data that the run began with")
+    if tokenizer != _tokenizer_digest(recipe):
+        folder = recipe.composition.language.tokenizer_path
+        changes.append(f"{folder}: not the tokenizer that the run began with")
+    changes = list(dict.fromkeys(changes))  # stages can share a file
+    if changes and not override:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise TrainError(
+            f"{out}: a resumed run must be the one that began, but this changed since:{listed}\nput it back, start a "
+            "new run, or go on all the same with --override"
+        )
+    return recipe, [f"changed since the run began: {line}" for line in changes]
+
+
+def differing(before: Any, now: Any, path: str = "") -> list[str]:
+    """The values that differ in two nested ones, each with its dotted path."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(key, before.get(key), now.get(key)) for key in {**before, **now}]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(str(i), one, other) for i, (one, other) in enumerate(zip(before, now, strict=True))]
+    else:
+        return [] if before == now else [f"{path.removeprefix('.')}: was {before!r}, now {now!r}"]
+    return [line for key, one, other in pairs for line in differing(one, other, f"{path}.{key}")]
+
+
+def _tokenizer_digest(recipe: Recipe) -> str:
+    return sha256_file(recipe.composition.language.tokenizer_path / TOKENIZER_FILE)
 
 
 def check_samples(out: Path, samples: Mapping[str, str]) -> None:
@@ -95,10 +120,6 @@ def forget_metrics(out: Path, recipe: Recipe, stage: int, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _recipe_digest(recipe: Recipe) -> str:
-    return sha256_bytes(recipe.model_dump_json().encode())
-
-
 def _mixtures(recipe: Recipe) -> dict[str, dict[str, str]]:
     """For every stage its sources' contents, by their names, each as a hash."""
     return {stage.name: {name: source.content() for name, source in stage.sources.items()} for stage in recipe.stages}
@@ -112,7 +133,8 @@ def _provenance(recipe: Recipe) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "git": _git_state(),
-        "recipe_sha256": _recipe_digest(recipe),
+        "recipe": recipe.model_dump(mode="json"),
+        "tokenizer_sha256": _tokenizer_digest(recipe),
         "data": _mixtures(recipe),
     }
 

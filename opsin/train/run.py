@@ -30,12 +30,12 @@ from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affect
 from opsin.train.optimiser import store_parts
 from opsin.train.recipe import Recipe
 from opsin.train.record import check_planned, check_samples, forget_metrics, read_record, write_record
-from opsin.train.stages import METRICS, STATE, From, Run
+from opsin.train.stages import METRICS, STATE, Benchmarking, From, Run, no_benchmarks
 from opsin.train.work import Work, read_work
 from opsin.train.world import World, joined
 
 
-def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
+def start(recipe: Recipe, out: Path, hooks: Hooks | None = None, *, benchmarks: Benchmarking = no_benchmarks) -> Path:
     """Train a recipe from its beginning in a new run directory; returns the last checkpoint.
 
     Under `torchrun` every process calls it; they share the work.
@@ -50,7 +50,7 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None) -> Path:
         hooks = _own(hooks, world)
         work = read_work(recipe, 0, world, hooks)
         with _locked(out, world):
-            return _begin(work, out, world, hooks)
+            return _begin(work, out, world, hooks, benchmarks)
 
 
 def _check_new(out: Path) -> None:
@@ -63,7 +63,7 @@ def _check_new(out: Path) -> None:
         raise TrainError(f"{out}: holds a run already; resume it with --resume {out}, or choose another directory")
 
 
-def _begin(work: Work, out: Path, world: World, hooks: Hooks) -> Path:
+def _begin(work: Work, out: Path, world: World, hooks: Hooks, benchmarks: Benchmarking) -> Path:
     _check_new(out)
     recipe = work.recipe
     if world.rank == 0:
@@ -77,24 +77,32 @@ def _begin(work: Work, out: Path, world: World, hooks: Hooks) -> Path:
     model.precision = recipe.precision
     store_parts(model, recipe.stages, recipe.precision)
     hooks.before_stages(model)
-    return Run(work, out, world, hooks).stages(model, From())
+    return Run(work, out, world, hooks, benchmarks).stages(model, From())
 
 
-def resume(out: Path, hooks: Hooks | None = None, *, weights_only: bool = False) -> Path:
+def resume(
+    out: Path,
+    hooks: Hooks | None = None,
+    *,
+    weights_only: bool = False,
+    override: bool = False,
+    benchmarks: Benchmarking = no_benchmarks,
+) -> Path:
     """Go on with a run from its newest whole checkpoint; returns the last checkpoint.
 
-    With `weights_only`, a checkpoint within a stage needs no optimiser state, and a fresh optimiser goes on.
+    With `weights_only`, a checkpoint within a stage needs no optimiser state, and a fresh optimiser goes on. With
+    `override`, it does so although recipe, data or tokenizer have changed; what has changed is told.
 
     Raises:
         TrainError: there is no run, its data have changed, or it is in use.
         CheckpointError: no checkpoint is whole.
         StoppedError: a signal asked for the end; what was done is saved.
     """
-    recipe = read_record(out)
+    recipe, changes = read_record(out, override=override)
     with joined(recipe.device, recipe.parallel.timeout) as world, _locked(out, world):
         hooks = _own(hooks, world)
         folder, skipped = world.in_turn(lambda: newest_whole(out / CHECKPOINTS, weights_only=weights_only))
-        for line in skipped:
+        for line in (*changes, *skipped):
             hooks.on_line(line)
         meta = json.loads((folder / STATE).read_text(encoding="utf-8"))
         index, step = (meta["stage"] + 1, 0) if meta["done"] else (meta["stage"], meta["step"])
@@ -102,8 +110,11 @@ def resume(out: Path, hooks: Hooks | None = None, *, weights_only: bool = False)
             hooks.on_line(f"{out}: all {len(recipe.stages)} stages are complete; nothing to do")
             return folder
         work = read_work(recipe, index, world, hooks)
-        check_samples(out, work.samples())
-        check_planned(recipe.stages[index], work.steps[index], step, meta.get("planned"))
+        if changes and world.rank == 0:  # from now on, this is the run
+            write_record(recipe, out, work.samples())
+        if not override:
+            check_samples(out, work.samples())
+            check_planned(recipe.stages[index], work.steps[index], step, meta.get("planned"))
         model = Vlm(read_config(folder).config, weights=False) if step else restore_model(folder)
         model = model.to(world.device)
         model.precision = recipe.precision
@@ -119,7 +130,7 @@ def resume(out: Path, hooks: Hooks | None = None, *, weights_only: bool = False)
                 set_aside(path)  # skipped above; the run is about to make this checkpoint again
         world.barrier()
         begin = From(index, step, folder if step else None, weights_only, meta.get("troubles", 0) if step else 0)
-        return Run(work, out, world, hooks).stages(model, begin)
+        return Run(work, out, world, hooks, benchmarks).stages(model, begin)
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,17 +35,21 @@ from opsin.core.errors import (
 from opsin.core.files import write_json
 from opsin.core.stop import Stop
 from opsin.core.types import Batch
+from opsin.data.corpus import Corpus
 from opsin.model.config import Lora, ModuleName
 from opsin.model.lora import merge_lora
 from opsin.model.vlm import Vlm
+from opsin.text.tokenizer import Tokenizer
 from opsin.train.audit import Audit
+from opsin.train.checks import Benchmarks, Checker, read_checker
 from opsin.train.dump import write_dump
+from opsin.train.features import FeatureCache
 from opsin.train.hooks import Hooks
 from opsin.train.left_out import name_affected, name_damaged, tell_damaged
 from opsin.train.loop import StageLoop, Told
 from opsin.train.objective import Objective
 from opsin.train.optimiser import build_optimiser, optimiser_state, prepare_parts, restore_optimiser
-from opsin.train.recipe import Stage
+from opsin.train.recipe import Stage, WarmStart
 from opsin.train.sharding import divide, local, same_everywhere
 from opsin.train.warm_start import warm_start
 from opsin.train.work import DAMAGED, Work, stage_features
@@ -50,6 +58,18 @@ from opsin.train.world import World, answering
 METRICS = "metrics.jsonl"
 STATE = "train.json"
 """How far a run was at a checkpoint."""
+
+LAYER = re.compile(r".*?\.(?:layers|layer|blocks)\.\d+")
+"""How a weight's name begins, up to its layer."""
+
+
+Benchmarking = Callable[[Stage, Tokenizer], Benchmarks]
+"""Gives the benchmarks that a stage asks for."""
+
+
+def no_benchmarks(_stage: Stage, _tokenizer: Tokenizer) -> Benchmarks:
+    """None can be asked."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,7 @@ class Run:
     out: Path
     world: World
     hooks: Hooks
+    benchmarks: Benchmarking = no_benchmarks
     _kept: int = 0
 
     def __post_init__(self) -> None:
@@ -120,25 +141,12 @@ class Run:
         lora = prepare_parts(model, stage)
         if begin.folder is not None:
             fill_model(model, begin.folder)
-        features = None
-        if stage.cache_features:
-            features = self.world.in_turn(
-                lambda: stage_features(model, stage, data.examples, self.hooks, skip_bad=recipe.skip_bad)
-            )
+        checker = self._checker(stage)
+        features = self._features(model, stage, data.examples, checker)
         if begin.folder is None and stage.warm_start is not None and features is not None:
-            done = warm_start(model, data.examples, features, stage.warm_start, recipe.seed)
-            same_everywhere(model.connection.parameters(), self.world)
-            self.hooks.on_line(
-                f"stage {stage.name!r}: connector warm start on {done.pictures} captions, "
-                f"loss {done.first:.2f} -> {done.last:.2f}"
-            )
+            self._warm_start(model, stage, stage.warm_start, features, data.examples)
         saved = set(unique_state(model))
-        objective = Objective(model, stage.loss)
-        model.recompute(stage.activation_checkpointing)
-        if recipe.compile:
-            for layer in model.decoder.layers:
-                layer.compile(dynamic=True)
-        divide(objective, recipe.parallel, self.world, encodes=not stage.cache_features)
+        objective = self._objective(model, stage)
         optimiser = build_optimiser(model, stage)
         if begin.folder is not None and not begin.weights_only:
             restore_optimiser(model, optimiser, dict(read_optimiser(begin.folder)))
@@ -160,7 +168,52 @@ class Run:
         )
         self.hooks.on_stage(stage, loop)
         with closing(loop):
-            return self._train(index, loop, lora)
+            return self._train(index, loop, lora, checker)
+
+    def _checker(self, stage: Stage) -> Checker | None:
+        recipe = self.work.recipe
+        return self.world.in_turn(
+            lambda: read_checker(
+                stage,
+                recipe.composition,
+                self.work.tokenizer,
+                seed=recipe.seed,
+                benchmarks=self.benchmarks(stage, self.work.tokenizer),
+                ranks=self.world,
+                skip_bad=recipe.skip_bad,
+                on_progress=self.hooks.on_read,
+            )
+        )
+
+    def _features(self, model: Vlm, stage: Stage, examples: Corpus, checker: Checker | None) -> FeatureCache | None:
+        if not stage.cache_features:
+            return None
+        skip_bad = self.work.recipe.skip_bad
+        features = self.world.in_turn(lambda: stage_features(model, stage, examples, self.hooks, skip_bad=skip_bad))
+        if checker is not None:
+            self.world.in_turn(lambda: features.add(checker.samples, attrgetter("seen")))
+            checker.features = features
+        return features
+
+    def _warm_start(
+        self, model: Vlm, stage: Stage, settings: WarmStart, features: FeatureCache, examples: Corpus
+    ) -> None:
+        done = warm_start(model, examples, features, settings, self.work.recipe.seed)
+        same_everywhere(model.connection.parameters(), self.world)
+        self.hooks.on_line(
+            f"stage {stage.name!r}: connector warm start on {done.pictures} captions, "
+            f"loss {done.first:.2f} -> {done.last:.2f}"
+        )
+
+    def _objective(self, model: Vlm, stage: Stage) -> Objective:
+        """The model with its loss, compiled and divided as the recipe says."""
+        objective = Objective(model, stage.loss)
+        model.recompute(stage.activation_checkpointing)
+        if self.work.recipe.compile:
+            for layer in model.decoder.layers:
+                layer.compile(dynamic=True)
+        divide(objective, self.work.recipe.parallel, self.world, encodes=not stage.cache_features)
+        return objective
 
     def _told(self, stage: Stage) -> Told:
         return Told(
@@ -177,13 +230,13 @@ class Run:
             f"{path}: {ids}"
         )
 
-    def _train(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> Path:
+    def _train(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora], checker: Checker | None) -> Path:
         """All steps of a stage that are left, and its last checkpoint."""
         self._kept = loop.step
         try:
             with Stop() as stop:
                 loop.wanted = lambda: stop.wanted
-                self._steps(index, loop, lora)
+                self._steps(index, loop, lora, checker)
                 return self._end(index, loop, lora)
         except LostRankError as error:
             raise LostRankError(f"{error}; {self._last_good()}") from None
@@ -197,22 +250,29 @@ class Run:
                 raise type(error)(f"{error}; {DAMAGED}") from None
             raise
 
-    def _steps(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> None:
-        every, total = self.work.recipe.save_every, len(loop.steps)
-        with (self.out / METRICS).open("a", encoding="utf-8") as metrics:
-            while loop.step < total:
-                done = loop.take_step()
-                if self.world.rank == 0:
-                    metrics.write(json.dumps(done.as_dict(loop.stage.name)) + "\n")
-                    metrics.flush()
-                self.hooks.on_step(loop.stage, done, total)
-                if loop.step == total:
-                    return
-                if loop.stopping is not None:
-                    self._save(index, loop, lora, wait=True)
-                    raise self._stopped(loop)
-                if every and loop.step % every == 0:
-                    self._save(index, loop, lora)
+    def _steps(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora], checker: Checker | None) -> None:
+        every, total, name = self.work.recipe.save_every, len(loop.steps), loop.stage.name
+        while loop.step < total:
+            done = loop.take_step()
+            self._write(done.as_dict(name))
+            self.hooks.on_step(loop.stage, done, total)
+            if checker is not None and checker.is_due(loop.step, total):
+                checked = checker.check(loop.objective)
+                self._write(checked.as_dict(name, loop.step))
+                self.hooks.on_check(loop.stage, loop.step, checked)
+            if loop.step == total:
+                return
+            if loop.stopping is not None:
+                self._save(index, loop, lora, wait=True)
+                raise self._stopped(loop)
+            if every and loop.step % every == 0:
+                self._save(index, loop, lora)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, there for others to read at once."""
+        if self.world.rank == 0:
+            with (self.out / METRICS).open("a", encoding="utf-8") as metrics:
+                metrics.write(json.dumps(line) + "\n")
 
     def _end(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> Path:
         """Save the end of a stage, and fold its adapters into the weights for the next one."""
@@ -301,5 +361,7 @@ class Run:
 def _audit_line(stage: Stage, audit: Audit) -> str:
     trained = ", ".join(f"{part} {count:,}" for part, count in audit.scalars.items())
     # A tower's layers behind the selected one, for example: not a mistake, but the reader should know.
-    unreached = f"; not used in this stage, so unchanged: {', '.join(audit.unreached)}" if audit.unreached else ""
+    places = Counter(found[0] if (found := LAYER.match(name)) else name for name in audit.unreached)
+    idle = ", ".join(place if count == 1 else f"{place} ({count} tensors)" for place, count in places.items())
+    unreached = f"; not used in this stage, so unchanged: {idle}" if idle else ""
     return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"

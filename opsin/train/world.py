@@ -86,6 +86,11 @@ class World:
         return result[0]
 
 
+def is_first() -> bool:
+    """Of all processes that `torchrun` has started, this one is to speak."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def alone(device: str = "cpu") -> World:
     """The world of one process."""
     return World(0, 1, device_of(device))
@@ -150,8 +155,8 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     wait = dt.timedelta(seconds=timeout)
     with answering():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=wait)
+        control, saving = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
     rank, size = dist.get_rank(), dist.get_world_size()
-    control, saving = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
     world = World(rank, size, own, control)
     yield replace(world, saving=replace(world, group=saving))
     # Only at a good end: it waits for the others, who may be gone after a bad one.

@@ -310,6 +310,6 @@ def test_a_file_with_any_bytes_replaced_gives_conversations_or_problems_with_the
     path.write_bytes(mutated(joined(RECORDS, array).encode(), changes, max(0, cut - 500)))
     for source in (LlavaFile(path=path, image_root=media), MessagesFile(path=path, image_root=media)):
         found, training = listed(source), refused(source)
-        assert all(re.match(rf"{path}:\d+(:\d+)?: ", problem) for problem in found)
+        assert all(re.match(rf"{path}(:\d+(:\d+)?)?: ", problem) for problem in found)  # or that it is no JSON at all
         assert set(training) <= set(found)
         assert bool(training) == bool(found)

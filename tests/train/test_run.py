@@ -232,10 +232,39 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError) as caught:
         resume(out)
     data = tmp_path / "data.json"
-    assert str(caught.value) == f"{data}: changed since the run began; a resumed run must see the same data"
+    assert str(caught.value) == (
+        f"{out}: a resumed run must be the one that began, but this changed since:\n"
+        f"  {data}: not the data that the run began with\n"
+        "put it back, start a new run, or go on all the same with --override"
+    )
     data.unlink()
     with pytest.raises(DataError, match=r"data\.json: no such file; correct the path"):
         resume(out)
+
+
+def test_a_changed_recipe_or_tokenizer_is_named_and_goes_on_only_if_asked(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        start(recipe(tmp_path, save_every=1), out, killed(lambda stage, step: (stage, step) == ("align", 2)))
+    value = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
+    value["stages"][1]["train"]["connector"][0]["lr"] = 5e-3
+    (out / "recipe.json").write_text(json.dumps(value), encoding="utf-8")
+    tokenizer = tmp_path / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(TrainError) as caught:
+        resume(out)
+    told = [
+        f"{out / 'recipe.json'}: stages.1.train.connector.0.lr: was 0.01, now 0.005",
+        f"{tokenizer.parent}: not the tokenizer that the run began with",
+    ]
+    assert all(f"\n  {line}\n" in str(caught.value) for line in told)
+    lines: list[str] = []
+    resume(out, Hooks(on_line=lines.append), override=True)
+    assert [f"changed since the run began: {line}" for line in told] == lines[:2]
+    assert metrics(out)[-1]["lr"]["connector"] <= 5e-3
+    lines.clear()
+    resume(out, Hooks(on_line=lines.append))  # from then on, that is the run
+    assert not any("changed" in line for line in lines)
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
