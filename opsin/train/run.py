@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from opsin.checkpoint.load import load
 from opsin.checkpoint.model import CHECKPOINTS, read_config
 from opsin.checkpoint.restore import restore_model
 from opsin.checkpoint.store import candidates, newest_whole, set_aside, sweep
 from opsin.core.errors import OpsinError, TrainError
 from opsin.core.lock import RunLock
 from opsin.model.vlm import Vlm
+from opsin.train.beginning import first_model
 from opsin.train.hooks import Hooks
 from opsin.train.left_out import SHORTENED, SKIPPED, forget_damaged, name_affected
 from opsin.train.optimiser import store_parts
@@ -73,7 +73,7 @@ def _begin(work: Work, out: Path, world: World, hooks: Hooks, benchmarks: Benchm
         for index, data in work.data.items():
             name_affected(out, recipe.stages[index].name, data, hooks.on_line)
     torch.manual_seed(recipe.seed)
-    model = _first_model(recipe).to(world.device)
+    model = first_model(recipe).to(world.device)
     model.precision = recipe.precision
     store_parts(model, recipe.stages, recipe.precision)
     hooks.before_stages(model)
@@ -155,10 +155,3 @@ def _locked(out: Path, world: World) -> Iterator[None]:
 def _own(hooks: Hooks | None, world: World) -> Hooks:
     """Only rank 0 tells what all do."""
     return hooks if hooks is not None and world.rank == 0 else Hooks()
-
-
-def _first_model(recipe: Recipe) -> Vlm:
-    """The model as the first stage finds it, all of it trainable until the stage says what is."""
-    if recipe.start_from is None:
-        return Vlm(recipe.composition)
-    return load(recipe.start_from).model.requires_grad_(requires_grad=True).train()

@@ -249,7 +249,7 @@ def test_a_changed_recipe_or_tokenizer_is_named_and_goes_on_only_if_asked(tmp_pa
     value = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
     value["stages"][1]["train"]["connector"][0]["lr"] = 5e-3
     (out / "recipe.json").write_text(json.dumps(value), encoding="utf-8")
-    tokenizer = tmp_path / "tokenizer" / "tokenizer.json"
+    tokenizer = tmp_path / "chatml" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(TrainError) as caught:
         resume(out)
@@ -264,7 +264,7 @@ def test_a_changed_recipe_or_tokenizer_is_named_and_goes_on_only_if_asked(tmp_pa
     assert metrics(out)[-1]["lr"]["connector"] <= 5e-3
     lines.clear()
     resume(out, Hooks(on_line=lines.append))  # from then on, that is the run
-    assert not any("changed" in line for line in lines)
+    assert not any("changed since" in line for line in lines)
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
