@@ -21,6 +21,7 @@ from opsin.data.plan import Pack, rank_share
 from opsin.model.vlm import Vlm
 from opsin.train.audit import Audit, audit_gradients
 from opsin.train.data import StageData
+from opsin.train.flops import Operations
 from opsin.train.metrics import StepMetrics
 from opsin.train.objective import Objective, Weighing, idle, names
 from opsin.train.optimiser import rate_factor, rising_steps, set_rates
@@ -47,7 +48,7 @@ class StageLoop:
     """Everything a stage needs to take its steps; `step` is the next one to take.
 
     - `number`: the stage's, which with `seed` decides every random draw, whatever the number of ranks
-    - `saved`: the names of the weights that a checkpoint holds
+    - `saved`: the names of the weights that a checkpoint holds; `operations` counts those of a pack
     - `skip_bad`: samples with a medium that is damaged are left out; `told.damaged` hears the step (from 1) and which
     - `wanted`: the signal that this process was given, if any; `stopping` is one that any rank was given
     - `troubles`: steps that were skipped, because the loss or a gradient was not finite
@@ -63,6 +64,7 @@ class StageLoop:
     seed: int = 0
     features: Features | None = None
     saved: Collection[str] | None = None
+    operations: Operations | None = None
     step: int = 0
     troubles: int = 0
     skip_bad: bool = False
@@ -96,7 +98,9 @@ class StageLoop:
         waited = time.perf_counter() - started
         kept = [(pack, batch) for pack, batch in zip(packs, batches, strict=True) if batch.lengths]
         weighings = [Weighing.of(batch, self.stage.loss.average) for _, batch in kept]
-        told = self.world.gather(_counts(batches, weighings) | {"waited": waited, "stop": self.wanted()})
+        flops = sum(self.operations.of(batch) for batch in batches) if self.operations is not None else 0.0
+        own = _counts(batches, weighings) | {"flops": flops}
+        told = self.world.gather(own | {"waited": waited, "stop": self.wanted()})
         counts = {key: sum(one[key] for one in told) for key in told[0] if key not in ("waited", "stop")}
         self.stopping = next((one["stop"] for one in told if one["stop"] is not None), None)
         rates = set_rates(self.optimiser, self._factor())

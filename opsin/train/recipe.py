@@ -122,6 +122,7 @@ class Stage(Value):
     )
     checks: Checks | None = Field(None, description="validation loss and benchmarks while training goes on")
     cache_features: bool = Field(False, description="compute a frozen encoder's features once, keep them on disk")
+    cache_limit_gb: float = Field(50.0, gt=0, description="the most that the features of a model and resolution take")
     workers: int = Field(0, ge=0, le=256, description="processes that read samples, and decode pictures ahead of it")
     worker_timeout: float = Field(300.0, gt=0, description="seconds after which a worker without its pack has hung")
     warm_start: WarmStart | None = None

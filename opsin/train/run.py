@@ -31,6 +31,7 @@ from opsin.train.optimiser import store_parts
 from opsin.train.recipe import Recipe
 from opsin.train.record import check_planned, check_samples, forget_metrics, read_record, write_record
 from opsin.train.stages import METRICS, STATE, Benchmarking, From, Run, no_benchmarks
+from opsin.train.tensorboard import require_tensorboard
 from opsin.train.work import Work, read_work
 from opsin.train.world import World, joined
 
@@ -46,6 +47,8 @@ def start(recipe: Recipe, out: Path, hooks: Hooks | None = None, *, benchmarks: 
         OpsinError: anything about data, model or files that makes the run impossible.
     """
     _check_new(out)
+    if recipe.tensorboard:
+        require_tensorboard()
     with joined(recipe.device, recipe.parallel.timeout) as world:
         hooks = _own(hooks, world)
         work = read_work(recipe, 0, world, hooks)

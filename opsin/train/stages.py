@@ -7,8 +7,8 @@ import re
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -44,6 +44,7 @@ from opsin.train.audit import Audit
 from opsin.train.checks import Benchmarks, Checker, read_checker
 from opsin.train.dump import write_dump
 from opsin.train.features import FeatureCache
+from opsin.train.flops import count_operations
 from opsin.train.hooks import Hooks
 from opsin.train.left_out import name_affected, name_damaged, tell_damaged
 from opsin.train.loop import StageLoop, Told
@@ -52,6 +53,7 @@ from opsin.train.optimiser import build_optimiser, optimiser_state, prepare_part
 from opsin.train.recipe import Stage, WarmStart
 from opsin.train.sharding import divide, local, same_everywhere
 from opsin.train.warm_start import warm_start
+from opsin.train.watch import Watch
 from opsin.train.work import DAMAGED, Work, stage_features
 from opsin.train.world import World, answering
 
@@ -96,6 +98,7 @@ class Run:
     hooks: Hooks
     benchmarks: Benchmarking = no_benchmarks
     _kept: int = 0
+    _watch: Watch | None = None
 
     def __post_init__(self) -> None:
         """Make what saves the checkpoints."""
@@ -145,7 +148,7 @@ class Run:
         features = self._features(model, stage, data.examples, checker)
         if begin.folder is None and stage.warm_start is not None and features is not None:
             self._warm_start(model, stage, stage.warm_start, features, data.examples)
-        saved = set(unique_state(model))
+        saved, operations = set(unique_state(model)), count_operations(model)
         objective = self._objective(model, stage)
         optimiser = build_optimiser(model, stage)
         if begin.folder is not None and not begin.weights_only:
@@ -161,14 +164,29 @@ class Run:
             seed=recipe.seed,
             features=features,
             saved=saved,
+            operations=operations,
             step=begin.step,
             troubles=begin.troubles,
             skip_bad=recipe.skip_bad,
             told=self._told(stage),
         )
         self.hooks.on_stage(stage, loop)
-        with closing(loop):
+        with closing(loop), self._watching(loop):
             return self._train(index, loop, lora, checker)
+
+    @contextmanager
+    def _watching(self, loop: StageLoop) -> Iterator[None]:
+        """The report and TensorBoard are kept new while a stage trains."""
+        if self.world.rank != 0:
+            yield
+            return
+        self._watch = Watch(self.out, self.hooks.on_line, tensorboard=self.work.recipe.tensorboard)
+        self._watch.begin(loop)
+        try:
+            yield
+        finally:
+            self._watch.close()
+            self._watch = None
 
     def _checker(self, stage: Stage) -> Checker | None:
         recipe = self.work.recipe
@@ -189,9 +207,9 @@ class Run:
         if not stage.cache_features:
             return None
         skip_bad = self.work.recipe.skip_bad
-        features = self.world.in_turn(lambda: stage_features(model, stage, examples, self.hooks, skip_bad=skip_bad))
+        features = stage_features(model, stage, examples, self.world, self.hooks, skip_bad=skip_bad)
         if checker is not None:
-            self.world.in_turn(lambda: features.add(checker.samples, attrgetter("seen")))
+            features.add(checker.samples, attrgetter("seen"))
             checker.features = features
         return features
 
@@ -255,10 +273,14 @@ class Run:
         while loop.step < total:
             done = loop.take_step()
             self._write(done.as_dict(name))
+            if self._watch is not None:
+                self._watch.step(done)
             self.hooks.on_step(loop.stage, done, total)
             if checker is not None and checker.is_due(loop.step, total):
                 checked = checker.check(loop.objective)
                 self._write(checked.as_dict(name, loop.step))
+                if self._watch is not None:
+                    self._watch.check(loop.step, checked)
                 self.hooks.on_check(loop.stage, loop.step, checked)
             if loop.step == total:
                 return

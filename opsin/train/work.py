@@ -89,13 +89,16 @@ def _read(recipe: Recipe, first: int, hooks: Hooks) -> Work:
     return Work(recipe, tokenizer, data, steps)
 
 
-def stage_features(model: Vlm, stage: Stage, examples: Corpus, hooks: Hooks, *, skip_bad: bool) -> FeatureCache:
-    """The features of a stage's pictures, read or computed.
+def stage_features(
+    model: Vlm, stage: Stage, examples: Corpus, world: World, hooks: Hooks, *, skip_bad: bool
+) -> FeatureCache:
+    """The features of a stage's pictures, read or computed, by every rank a share; the encoder is not divided yet.
 
     Raises:
         DataError: media are damaged, unless `skip_bad`.
     """
-    cache = FeatureCache(model, examples.preparation, on_line=hooks.on_line)
+    limit = stage.cache_limit_gb
+    cache = FeatureCache(model, examples.preparation, limit_gb=limit, ranks=world, on_line=hooks.on_line)
     added = cache.add(examples, attrgetter("seen"), hooks.on_features)
     if cache.damaged and not skip_bad:
         raise DataError(list(_damaged(examples, cache)), DAMAGED)
