@@ -50,7 +50,7 @@ class StageLoop:
     - `number`: the stage's, which with `seed` decides every random draw, whatever the number of ranks
     - `saved`: the names of the weights that a checkpoint holds; `operations` counts those of a pack
     - `skip_bad`: samples with a medium that is damaged are left out; `told.damaged` hears the step (from 1) and which
-    - `wanted`: the signal that this process was given, if any; `stopping` is one that any rank was given
+    - `wanted`: the signal that this process was given, if any
     - `troubles`: steps that were skipped, because the loss or a gradient was not finite
     """
 
@@ -70,11 +70,11 @@ class StageLoop:
     skip_bad: bool = False
     told: Told = field(default_factory=Told)
     wanted: Callable[[], int | None] = lambda: None
-    stopping: int | None = None
     _audited: bool = False
     _seen_pictures: bool = False
     _loader: Loader | None = None
     _ended: float = 0.0
+    _agreed: int | None = None
 
     @property
     def model(self) -> Vlm:
@@ -102,7 +102,7 @@ class StageLoop:
         own = _counts(batches, weighings) | {"flops": flops}
         told = self.world.gather(own | {"waited": waited, "stop": self.wanted()})
         counts = {key: sum(one[key] for one in told) for key in told[0] if key not in ("waited", "stop")}
-        self.stopping = next((one["stop"] for one in told if one["stop"] is not None), None)
+        self._note_stop(told)
         rates = set_rates(self.optimiser, self._factor())
         learned = Learned()
         if counts["mass"]:
@@ -131,6 +131,14 @@ class StageLoop:
             trouble=learned.trouble,
             **counts,
         )
+
+    @property
+    def stopping(self) -> int | None:
+        """A signal that asks the run to end: of several ranks one that all know of, which they heard in the step."""
+        return self._agreed if self.world.size > 1 else self.wanted()
+
+    def _note_stop(self, told: Sequence[Mapping[str, Any]]) -> None:
+        self._agreed = next((one["stop"] for one in told if one["stop"] is not None), None)
 
     def _fetch(self, packs: Sequence[Pack]) -> list[Batch]:
         """All of this rank's packs of a step: what is left of all of them divides the loss."""
@@ -191,7 +199,9 @@ class StageLoop:
         trained = [p for p in self.model.parameters() if p.grad is not None]
         add_up(trained, self.world)
         sources = self._by_source(kept, weighings, losses)
-        told = self.world.gather({"total": float(total), "squares": self._squares(), "sources": sources})
+        own = {"total": float(total), "squares": self._squares(), "sources": sources, "stop": self.wanted()}
+        told = self.world.gather(own)
+        self._note_stop(told)
         squares = {plan: sum(one["squares"][plan] for one in told) for plan in told[0]["squares"]}
         norm = math.sqrt(sum(squares.values())) if _finite(squares.values()) else math.nan
         learned = Learned(
@@ -297,7 +307,8 @@ class StageLoop:
     def _factor(self) -> float:
         """The share of the peak rates in the next step."""
         total = len(self.steps)
-        return rate_factor(self.step, total, rising_steps(self.stage, total), self.stage.schedule)
+        stage = self.stage
+        return rate_factor(self.step, total, rising_steps(stage, total), stage.schedule, stage.least_rate)
 
 
 @dataclass(frozen=True)

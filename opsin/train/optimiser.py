@@ -136,14 +136,18 @@ def build_optimiser(model: Vlm, stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(adam.beta1, adam.beta2), eps=adam.epsilon, fused=True)
 
 
-def rate_factor(step: int, total: int, rising: int, schedule: Schedule = "cosine") -> float:
-    """The share of the peak rate in a step: a linear rise over `rising` steps (the first one moves), then the fall."""
+def rate_factor(step: int, total: int, rising: int, schedule: Schedule = "cosine", least: float = 0.0) -> float:
+    """The share of the peak rate in a step: a linear rise over `rising` steps (the first one moves), then the fall.
+
+    The fall is one from 1 to `least`, which the step after the last one would have.
+    """
     if step < rising:
         return (step + 1) / rising
     if schedule == "constant":
         return 1.0
     done = (step - rising) / max(1, total - rising)
-    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return least + (1 - least) * left
 
 
 def rising_steps(stage: Stage, total: int) -> int:

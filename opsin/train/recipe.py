@@ -92,7 +92,12 @@ class Stage(Value):
     train: Trained
     template: Template | None = Field(None, description="chat template of this stage; by default the model's")
     resolution: Resolution | None = Field(None, description="of this stage's pictures; by default the model's")
-    too_long: TooLong = Field("error", description="what to do with samples over a pack's budgets or the context")
+    too_long: TooLong = Field(
+        "error", description="what to do with samples over a pack's budgets, the context or longest_sample"
+    )
+    longest_sample: int | None = Field(
+        None, ge=16, description="the most tokens of one sample, where that is less than a pack's: LLaVA's 2048"
+    )
     epochs: float = Field(1.0, gt=0, le=1000, description="how often its samples are gone through: 0.5 is half of them")
     steps: int | None = Field(None, ge=1, description="end after so many steps, if not before")
     order: Literal["shuffled", "as_listed", "stream"] = Field(
@@ -109,6 +114,7 @@ class Stage(Value):
         None, ge=1, description="in place of packs_per_step: a batch size in samples, in as many packs as they need"
     )
     schedule: Schedule = Field("cosine", description="how the rate falls after warmup")
+    least_rate: float = Field(0.0, ge=0, le=1, description="share of the peak that the rate falls to")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises")
     warmup_steps: int | None = Field(None, ge=0, description="in place of warmup: their number")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
@@ -165,6 +171,8 @@ class Stage(Value):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Stage:
+        if self.least_rate and self.schedule == "constant":
+            raise ValueError("least_rate is where a falling schedule ends, but 'schedule: constant' does not fall")
         if self.samples_per_step is not None and self.packs_per_step != 1:
             raise ValueError("give packs_per_step or samples_per_step, not both")
         if self.samples_per_step is not None and self.order == "stream":

@@ -103,7 +103,8 @@ class Selection:
 
     @property
     def _most(self) -> Budget:
-        return replace(self.stage.budget, tokens=min(self.context, self.stage.budget.tokens))
+        budget, longest = self.stage.budget, self.stage.longest_sample or sys.maxsize
+        return replace(budget, tokens=min(self.context, budget.tokens, longest))
 
     def _shortened(self, part: Part, large: np.ndarray, found: Found) -> Part:
         """The part with its large samples made shorter, or dropped where that is not possible or not wanted."""
@@ -123,10 +124,10 @@ class Selection:
         return replace(part, costs=Costs(*columns), fits=fits).take(kept)
 
     def _too_large(self, source: Source, index: Index, large: np.ndarray) -> list[str]:
-        """What to say of every sample that is over the context or the budget of a pack."""
+        """What to say of every sample that is over the context, the stage's longest sample or the budget of a pack."""
         if not large.any():
             return []
-        costs, budget = index.costs.take(large), self.stage.budget
+        costs, budget, longest = index.costs.take(large), self.stage.budget, self.stage.longest_sample or sys.maxsize
         problems = []
         rows = zip(costs.tokens.tolist(), costs.patches.tolist(), strict=True)
         for (tokens, patches), conversation in zip(rows, _read(source, index, np.flatnonzero(large)), strict=True):
@@ -135,6 +136,11 @@ class Selection:
                 problems.append(
                     f"{name} {tokens} tokens, more than the language model's context of {self.context}; shorten or "
                     "split the sample, or set too_long"
+                )
+            elif tokens > longest:
+                problems.append(
+                    f"{name} {tokens} tokens, more than longest_sample, {longest}; raise it, shorten the sample, or "
+                    "set too_long"
                 )
             elif tokens > budget.tokens:
                 problems.append(

@@ -21,7 +21,7 @@ from opsin.train.optimiser import (
     store_parts,
     trained_parameters,
 )
-from opsin.train.recipe import Stage
+from opsin.train.recipe import Schedule, Stage
 from tests.support.models import dialogue, draw_picture, packed, tiny_vlm
 
 if TYPE_CHECKING:
@@ -179,6 +179,15 @@ def test_every_step_moves_and_the_rate_only_rises_then_falls(total: int, warmup:
     assert all(0 < factor <= 1 for factor in factors)
     assert factors[: peak + 1] == sorted(factors[: peak + 1])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_falling_rate_ends_at_its_least(schedule: Schedule) -> None:
+    factors = [rate_factor(step, 100, 10, schedule, 0.2) for step in range(101)]
+    assert factors[9] == factors[10] == 1
+    assert factors[55] == pytest.approx(0.6)
+    assert factors[100] == pytest.approx(0.2)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
 class TestAudit:

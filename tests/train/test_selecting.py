@@ -143,6 +143,26 @@ def test_long_samples_lose_their_last_exchanges_and_are_named(tmp_path: Path) ->
     assert Counter(taken(data, value)) == {"short": 1, "chat": 1}
 
 
+@pytest.mark.parametrize("longest", [30, 64])
+def test_a_sample_may_have_a_limit_below_that_of_its_pack(tmp_path: Path, longest: int) -> None:
+    source = long(tmp_path)
+    as_pack = read(tmp_path, stage(source, too_long="truncate_turns", batch_tokens=longest))
+    wide = stage(source, too_long="truncate_turns", batch_tokens=512, longest_sample=longest)
+    data = read(tmp_path, wide)
+    assert data.examples.costs.tokens.tolist() == as_pack.examples.costs.tokens.tolist()
+    assert max(data.examples.costs.tokens) <= longest
+    assert (data.found.dropped, data.found.shortened) == (as_pack.found.dropped, as_pack.found.shortened)
+    (packed,), *_ = plan_steps(data, wide, 0)
+    assert len(packed.samples) == len(data.examples)  # the pack itself may hold more
+
+
+def test_a_sample_over_the_limit_of_samples_says_which_key_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, stage(long(tmp_path), batch_tokens=512, longest_sample=64))
+    assert len(caught.value.problems) == 2
+    assert all("tokens, more than longest_sample, 64; raise it" in problem for problem in caught.value.problems)
+
+
 def test_pictures_are_shrunk_to_fit(tmp_path: Path) -> None:
     model = {"encoder": "native_vit", "resolution": "native", "positions": "mrope"}
     value = stage(every_kind(tmp_path), too_long="shrink_images", batch_tokens=26)
