@@ -59,6 +59,11 @@ class TowerEncoder(Pretrained):
         return self._number("image_size")
 
     @property
+    def depth(self) -> int:
+        """Transformer blocks."""
+        return self._number("num_hidden_layers")
+
+    @property
     def sizes(self) -> int | None:
         """Side of the only canvas that is taken, or None when any multiple of the patch will do."""
         return None if self.interpolate_positions else self.image_size
@@ -74,7 +79,12 @@ class ClipEncoder(TowerEncoder):
     """CLIP ViT; `select_layer` -2 and no class token is LLaVA's choice (2304.08485, section 4.1)."""
 
     family: ClassVar[str] = "clip"
-    defaults: ClassVar[dict[str, int]] = {"hidden_size": 768, "image_size": 224, "patch_size": 32}
+    defaults: ClassVar[dict[str, int]] = {
+        "hidden_size": 768,
+        "image_size": 224,
+        "patch_size": 32,
+        "num_hidden_layers": 12,
+    }
     kind: Literal["clip"]
     select_layer: int | tuple[int, ...] = -2
     mean: Colour = CLIP_MEAN
@@ -88,7 +98,12 @@ class SiglipEncoder(TowerEncoder):
     """
 
     family: ClassVar[str] = "siglip"
-    defaults: ClassVar[dict[str, int]] = {"hidden_size": 768, "image_size": 224, "patch_size": 16}
+    defaults: ClassVar[dict[str, int]] = {
+        "hidden_size": 768,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_hidden_layers": 12,
+    }
     kind: Literal["siglip"]
     select_layer: int | tuple[int, ...] = -1
     mean: Colour = HALF
@@ -99,7 +114,12 @@ class Dinov2Encoder(TowerEncoder):
     """DINOv2 ViT; the final layer norm is applied when the last layer is selected."""
 
     family: ClassVar[str] = "dinov2"
-    defaults: ClassVar[dict[str, int]] = {"hidden_size": 768, "image_size": 224, "patch_size": 14}
+    defaults: ClassVar[dict[str, int]] = {
+        "hidden_size": 768,
+        "image_size": 224,
+        "patch_size": 14,
+        "num_hidden_layers": 12,
+    }
     kind: Literal["dinov2"]
     select_layer: int | tuple[int, ...] = -1
     mean: Colour = IMAGENET_MEAN
@@ -111,6 +131,7 @@ class EfficientNetLiteEncoder(Pretrained):
 
     temporal: ClassVar[int] = 1
     sizes: ClassVar[None] = None
+    depth: ClassVar[None] = None
     patch_size: ClassVar[int] = 32
     kind: Literal["efficientnet_lite"]
     mean: Colour = IMAGENET_MEAN

@@ -17,7 +17,6 @@ from opsin.data.corpus import Corpus
 from opsin.data.costs import Kind
 from opsin.data.held import Held
 from opsin.data.plan import Pack, Plan, rank_share
-from opsin.model.encoder_values import Encoder, NativeVitEncoder, TowerEncoder
 from opsin.model.loss import CHUNK_LOGITS
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
@@ -215,8 +214,8 @@ def memory(recipe: Recipe, stage: Stage) -> dict[str, int]:
         recipe, stage, stage.budget.tokens, len(model.decoder.layers), model.decoder.width
     )
     if stage.train.trains("vision"):
-        encoder = recipe.composition.encoder
-        found["activations"] += _activations(recipe, stage, stage.budget.patches, _depth(encoder), model.encoder.width)
+        depth = recipe.composition.encoder.depth or 0  # convolutions, of the one small network of them, are not counted
+        found["activations"] += _activations(recipe, stage, stage.budget.patches, depth, model.encoder.width)
     found["logits"] = 2 * 4 * CHUNK_LOGITS
     return found
 
@@ -226,10 +225,3 @@ def _activations(recipe: Recipe, stage: Stage, tokens: int, layers: int, width: 
     mode = stage.activation_checkpointing
     each = layers * ACTIVATION_BYTES[mode] + (ACTIVATION_BYTES["none"] if mode != "none" else 0)
     return tokens * width * each * (1 if recipe.precision == "bf16" else 2)
-
-
-def _depth(encoder: Encoder) -> int:
-    """Layers of a transformer; convolutions, of the one small network that has them, are not counted."""
-    if isinstance(encoder, NativeVitEncoder):
-        return encoder.depth
-    return int(encoder.facts.get("num_hidden_layers", 12)) if isinstance(encoder, TowerEncoder) else 0

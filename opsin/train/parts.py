@@ -10,14 +10,14 @@ A part that is not named is frozen, but `newline` and `gates` go with `connector
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from opsin.model.config import Lora
+from opsin.model.config import Lora, ModelConfig
 from opsin.model.pretrained import Value
 
 PartName = Literal["vision", "connector", "newline", "gates", "language", "embeddings"]
@@ -147,6 +147,26 @@ class Trained(Value):
 def part_of(name: str) -> PartName:
     """The part that a weight belongs to, by its name in the whole model."""
     return next(part for start, part in _PLACES if name.startswith(start))
+
+
+def missing_parts(trained: Trained, model: ModelConfig) -> Iterator[str]:
+    """What of a plan a model does not have, each with what to do; its weights need not be read to know."""
+    depths = {"vision": model.encoder.depth, "language": model.language.layers}
+    for group in trained.groups:
+        if group.part == "newline" and not (model.resolution.newline and model.connector.spatial):
+            yield "newline: the model has none (its resolution is without, or its connector keeps no rows); remove it"
+        if group.part == "gates" and model.spliced:
+            yield "gates: the model has none; remove them, or give it 'fusion: {kind: gated_cross_attention}'"
+        if group.plan.layers is None:
+            continue
+        depth = depths[group.part]
+        if depth is None:
+            yield f"{group.part}.layers: an encoder {model.encoder.kind} is trained as a whole; remove 'layers'"
+        elif group.plan.span.stop > depth:
+            yield (
+                f"{group.part}.layers: {group.plan.layers}, but it has {depth} layers; the last that can be named is "
+                f"{depth - 1}"
+            )
 
 
 def _check_layers(part: PartName, plans: Sequence[PartPlan]) -> None:

@@ -20,7 +20,7 @@ from opsin.model.config import ModelConfig
 from opsin.model.pretrained import Value
 from opsin.text.templates import Template
 from opsin.train.packaged import find_recipe
-from opsin.train.parts import Rate, Trained
+from opsin.train.parts import Rate, Trained, missing_parts
 from opsin.train.validate import load_config
 from opsin.vision.resolution import Resolution
 
@@ -292,8 +292,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, variables: Mapping
 
 
 def _misfits(recipe: Recipe, model: ModelConfig) -> Iterator[str]:
-    """Resolutions of stages that the model cannot take."""
+    """What stages ask for that the model cannot give: parts and layers to train, resolutions."""
     for number, stage in enumerate(recipe.stages):
+        yield from (f"stages.{number}.train.{problem}" for problem in missing_parts(stage.train, model))
         if stage.resolution is not None:
             try:
                 model.with_resolution(stage.resolution)
