@@ -169,8 +169,12 @@ def _opened(example: Example, preparation: Preparation, features: Features | Non
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
+    """The batch with its tensors on a device.
+
+    They reach a GPU through page-locked memory, from which they are copied while it still works at the pack before, and
+    this process prepares the next. (A worker's memory cannot be locked; torch keeps what is, until it is copied.)
+    """
     if device.type == "cpu":
         return batch
-    moved = {name: value.to(device) for name in TENSORS if (value := getattr(batch, name)) is not None}
-    return replace(batch, **moved)
+    tensors = {name: value for name in TENSORS if (value := getattr(batch, name)) is not None}
+    return replace(batch, **{name: x.pin_memory().to(device, non_blocking=True) for name, x in tensors.items()})

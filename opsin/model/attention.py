@@ -2,7 +2,8 @@
 
 The layers call one registered function, `ATTENTION`, which hands queries, keys and values to the `Attend` value of the
 current pass. Documents never see each other because each is its own row of a causal SDPA call: rows are padded on the
-right inside a group of similar lengths, where causality alone keeps the padding out of every real position.
+right inside a group of similar lengths, where causality alone keeps the padding out of every real position. A CUDA
+device that computes in 16 bits needs no rows: see `varlen`.
 `dense_attention` is the slow twin that the tests hold it against.
 """
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's usual name)
 from transformers.modeling_utils import AttentionInterface
+
+from opsin.model.varlen import Varlen
 
 ATTENTION = "opsin"
 """Name under which the attention function is registered with transformers."""
@@ -51,8 +54,14 @@ def _attention_function(
     del attention_mask  # opsin never builds one
     # Under autocast the rotary embedding can leave queries and keys in float32 beside values in bfloat16.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    out = attend(module.layer_idx, query, key, value, scaling, sliding_window)
+    out = _attended(attend, module, query, key, value, scaling, sliding_window)
     return out.transpose(1, 2), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attended(attend: Attend, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """Outside of what is compiled, or a layer would be compiled for every plan of a pack, and for every layer again."""
+    return attend(module.layer_idx, q, k, v, scale, window)
 
 
 AttentionInterface.register(ATTENTION, _attention_function)
@@ -110,12 +119,14 @@ class Group:
 class PackedAttention:
     """Causal attention inside each document of one flat pack (batch axis 1).
 
-    `inverse_T` finds each packed token in the concatenated, flattened groups.
+    `inverse_T` finds each packed token in the concatenated, flattened groups; `varlen` needs no groups, where there is
+    such a kernel.
     """
 
     groups: tuple[Group, ...]
     inverse_T: Tensor
     longest: int
+    varlen: Varlen | None = None
 
     @staticmethod
     def plan(lengths: Sequence[int], device: torch.device) -> PackedAttention:
@@ -133,11 +144,15 @@ class PackedAttention:
                 inverse[starts[i] : starts[i + 1]] = offset + row * longest + torch.arange(lengths[i])
             offset += rows.numel()
             groups.append(Group(rows.to(device)))
-        return PackedAttention(tuple(groups), inverse.to(device), max(lengths, default=0))
+        longest = max(lengths, default=0)
+        return PackedAttention(tuple(groups), inverse.to(device), longest, Varlen.plan(lengths, device))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Attend; q (1, H, T, head width)."""
         del layer
+        if self.varlen is not None and self.varlen.takes(q):
+            out_THd = self.varlen(*(x[0].transpose(0, 1) for x in (q, k, v)), scale=scale, causal=True, window=window)
+            return out_THd.transpose(0, 1)[None]
         attended = []
         for group in self.groups:
             one, two, three = (_rows(x, group.index) for x in (q, k, v))

@@ -16,6 +16,7 @@ from opsin.core.types import Grid, Layout
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.pixels import Normalise, frames_of
 from opsin.model.recompute import Recompute, recomputed
+from opsin.model.varlen import Varlen
 
 THETA = 10_000.0
 """Base of the rotary frequencies."""
@@ -73,9 +74,12 @@ class MapAttention:
         self._groups = index
         self._inverse_P = torch.cat([rows.flatten() for rows in index]).argsort()
         self._in_order = len(index) == 1
+        self._varlen = Varlen.plan([grid.h * grid.w for grid in grids for _ in range(grid.t)], device)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(P, H, head width) each -> the attended values, same shape."""
+        if self._varlen is not None and self._varlen.takes(q):
+            return self._varlen(q, k, v, scale=q.shape[-1] ** -0.5, causal=False, window=None)
         attended = []
         for rows in self._groups:
             # One size: the packed tensors are only looked at in another shape, nothing is gathered.

@@ -13,21 +13,24 @@ Recompute = Literal["none", "selective", "full"]
 """Keep everything; make all but matrix products and attention again; make all of it again."""
 
 KEPT = frozenset(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "mm",
-        "addmm",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
+    (
+        "aten::mm",
+        "aten::addmm",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "torch_attn::_varlen_attn",
     )
 )
-"""Costly operations, whose outputs `selective` keeps; the rest is cheap to make again, and most of the memory."""
+"""Costly operations, whose outputs `selective` keeps; the rest is cheap to make again, and most of the memory.
+
+Attention of short documents in bfloat16 on a CPU is not among them: its batched products are mostly scores.
+"""
 
 
 def _policy(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation.name() in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recomputed(mode: Recompute, layer: Callable[..., Any], *args: Any, **options: Any) -> Any:
