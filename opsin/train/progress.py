@@ -67,6 +67,7 @@ class ProgressHooks:
             on_features=self.on_features,
             on_stage=self._on_stage,
             on_step=self._on_step,
+            on_check=lambda stage, step, checked: self.on_line(f"{stage.name} {step}: {checked}"),
             before_stages=lambda model: self.before(model),
             after_stage=lambda stage, model: self.after(stage, model),
         )

@@ -47,6 +47,16 @@ def lora_recipe(folder: Path, **changes: Any) -> Recipe:
     return made.model_copy(update={"model": made.model.resolved()})
 
 
+def crowded_recipe(folder: Path, **changes: Any) -> Recipe:
+    """Everything that could make a resumed run another one."""
+    value = recipe_value(folder, **changes)
+    for stage in value["stages"]:
+        stage |= {"packs_per_step": 2, "batch_tokens": 60, "workers": 2, "loss": {"average": "square_root"}}
+    value["stages"][1]["train"] = LORA | {"language": {"lr": 1e-2, "lora": {"rank": 2, "dropout": 0.3}}}
+    made = Recipe.model_validate(value)
+    return made.model_copy(update={"model": made.model.resolved()})
+
+
 def metrics(out: Path) -> list[dict[str, Any]]:
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
@@ -131,6 +141,7 @@ MODES: dict[str, tuple[Callable[..., Recipe], dict[str, Any]]] = {
     "lora": (lora_recipe, {}),
     "full, bf16": (recipe, {"precision": "bf16"}),
     "lora, bf16": (lora_recipe, {"precision": "bf16"}),
+    "lora, dropout, workers, accumulation": (crowded_recipe, {}),
 }
 KILLS: dict[str, Callable[[str, int], bool]] = {
     "in the first stage": lambda stage, step: stage == "align" and step == 3,
@@ -141,7 +152,7 @@ KILLS: dict[str, Callable[[str, int], bool]] = {
 
 EACH = [(mode, kill) for mode in MODES for kill in KILLS]
 QUICK = {("full", "in the last stage"), ("lora", "in the last stage"), ("lora, bf16", "at a stage's first step")}
-QUICK |= {("full, bf16", "in the first stage")}
+QUICK |= {("full, bf16", "in the first stage"), ("lora, dropout, workers, accumulation", "in the last stage")}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +172,27 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, mode: str, kil
     assert resumed.name == whole.name
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_an_error_in_the_middle_leaves_an_emergency_checkpoint_which_the_run_goes_on_from(tmp_path: Path) -> None:
+    def fail(stage: Stage, done: StepMetrics, _total: int) -> None:
+        if (stage.name, done.step) == ("instruct", 3):
+            raise RuntimeError("somebody's bug")
+
+    value = recipe(tmp_path, save_every=2)
+    whole = start(value, tmp_path / "whole")
+    out = tmp_path / "cut"
+    lines: list[str] = []
+    with pytest.raises(RuntimeError, match="somebody's bug"):
+        start(value, out, Hooks(on_line=lines.append, on_step=fail))
+    emergency = out / "checkpoints" / "emergency-01-instruct-000000003"
+    assert lines[-1] == f"the 3 steps that were taken are saved in {emergency}"
+    assert (out / "checkpoints" / "01-instruct-000000002").is_dir()  # none is deleted for it
+    lines.clear()
+    resumed = resume(out, Hooks(on_line=lines.append))
+    assert "resuming at stage 'instruct', step 4" in lines
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert metrics(out) == metrics(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
