@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
+from opsin.checkpoint.adapters import write_hub_adapters
 from opsin.checkpoint.chat_templates import TEMPLATE_FILE, jinja, media_tokens
 from opsin.checkpoint.compare import TOLERANCE, Comparison
 from opsin.checkpoint.filling import dtype_of
 from opsin.checkpoint.hub_config import VISION_END, VISION_START
 from opsin.checkpoint.hub_files import config_json, family_for, notes_on, processor_files
 from opsin.checkpoint.hub_names import HEAD, LANGUAGE, PATCHES, POOLING_HEAD, Family, to_hub
+from opsin.checkpoint.merging import Merged, refuse_adapters
+from opsin.checkpoint.merging import merge as merge_adapters
 from opsin.checkpoint.model import Loaded, unique_state
 from opsin.checkpoint.prepare import stop_ids
 from opsin.checkpoint.proof import prove
-from opsin.core.errors import CheckpointError
+from opsin.core.errors import CheckpointError, ModelError
 from opsin.core.files import fsync_directory, fsync_file, write_json, write_text
 from opsin.model.encoder_values import NativeVitEncoder
 from opsin.model.vlm import Vlm
@@ -51,6 +55,7 @@ class Exported:
     family: Family
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    merged: Merged | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -61,25 +66,60 @@ class Exported:
             "logits": differences,
             "limit": TOLERANCE,
             "notes": list(self.notes),
+            "merged": None if self.merged is None else self.merged.as_dict(),
         }
 
 
-def export(loaded: Loaded, target: Path, *, shard_bytes: int = SHARD_BYTES) -> Exported:
-    """Write `target`, a Hugging Face directory that transformers and vLLM load.
+def export(loaded: Loaded, target: Path, *, merge: bool = False, shard_bytes: int = SHARD_BYTES) -> Exported:
+    """Write `target`, a Hugging Face directory that transformers and vLLM load; `merge` folds adapters in before.
 
     Raises:
-        ModelError: no Hugging Face class holds such a model (with the reason), or what was written is not the model.
+        ModelError: no Hugging Face class holds such a model (with the reason), it carries adapters and is not to be
+            merged, or what was written, or merged, is not the model.
         CheckpointError: `target` exists, or the disk is full or fails.
     """
     family = family_for(loaded.model.config)
+    merged = None
+    if merge:
+        loaded, merged = merge_adapters(loaded, family)
+    refuse_adapters(loaded)
+    with _fresh(target) as partial:
+        ids = _write(loaded, partial, family, shard_bytes)
+        comparisons, notes = prove(loaded, partial, family, ids)
+    return Exported(target, family, tuple(comparisons), (*notes_on(loaded.model.config, family), *notes), merged)
+
+
+def export_adapters(loaded: Loaded, target: Path) -> Family:
+    """Write `target`, peft's adapter for the Hugging Face class that holds such a model; returns its family.
+
+    It goes on the model that the adapters' stage began with, as that is exported.
+
+    Raises:
+        ModelError: no Hugging Face class holds such a model, or it has no adapters.
+        CheckpointError: `target` exists, or the disk is full or fails.
+    """
+    family = family_for(loaded.model.config)
+    if not loaded.lora:
+        raise ModelError(f"{loaded.path}: carries no adapters; export it without --adapters")
+    with _fresh(target) as partial:
+        write_hub_adapters(partial, loaded.model, loaded.lora, family)
+    return family
+
+
+@contextmanager
+def _fresh(target: Path) -> Iterator[Path]:
+    """A directory to write, which becomes `target` when all is there, and is gone where something fails.
+
+    Raises:
+        CheckpointError: `target` exists, or the disk is full or fails.
+    """
     if target.exists():
         raise CheckpointError(f"{target}: exists already; export to a new directory")
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        ids = _write(loaded, partial, family, shard_bytes)
-        comparisons, notes = prove(loaded, partial, family, ids)
+        yield partial
         for file in partial.iterdir():
             fsync_file(file)
         partial.rename(target)
@@ -89,7 +129,6 @@ def export(loaded: Loaded, target: Path, *, shard_bytes: int = SHARD_BYTES) -> E
         raise CheckpointError(f"{target}: could not be written ({reason}); nothing was left behind") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(target, family, tuple(comparisons), (*notes_on(loaded.model.config, family), *notes))
 
 
 def _write(loaded: Loaded, folder: Path, family: Family, shard_bytes: int) -> dict[str, int]:

@@ -73,6 +73,16 @@ TO_HUB["qwen2_vl"] = {
     f"{CONNECTOR}layers.": "visual.merger.mlp.",
 }
 
+TO_MODULE: dict[Family, dict[str, str]] = {
+    family: {LANGUAGE: "model.language_model.", TOWER: "model.vision_tower."}
+    | {own: f"model.{hub}" for own, hub in TO_HUB[family].items() if own.startswith(CONNECTOR)}
+    for family in ("llava", "llava_next", "llava_onevision")
+}
+TO_MODULE["qwen2_vl"] = {LANGUAGE: "model.language_model."} | {
+    own: f"model.{hub}" for own, hub in TO_HUB["qwen2_vl"].items() if own.startswith((VIT, CONNECTOR))
+}
+"""Names that transformers 5 gives, in memory, to layers that adapters can stand beside."""
+
 UNUSED: tuple[tuple[str, str], ...] = (
     (r"decoder\.lm\.model\..*rotary_emb\.inv_freq$", "computed from the config"),
     (r"encoder\.tower\.embeddings\.position_ids$", "0, 1, 2, ...: computed"),
@@ -103,7 +113,21 @@ def to_hub(name: str, family: Family) -> str:
     Raises:
         KeyError: the family has no such tensor.
     """
-    for own, foreign in TO_HUB[family].items():
+    return _begun(name, TO_HUB[family])
+
+
+def to_module(name: str, family: Family) -> str:
+    """The name, in transformers' model in memory, of one of opsin's layers or of what is below it.
+
+    Raises:
+        KeyError: the family has no such layer.
+    """
+    return _begun(name, TO_MODULE[family])
+
+
+def _begun(name: str, beginnings: Mapping[str, str]) -> str:
+    """The name with another beginning."""
+    for own, foreign in beginnings.items():
         if name.startswith(own):
             return foreign + name[len(own) :]
     raise KeyError(name)

@@ -46,12 +46,14 @@ def load(
     vision_tower: Path | str | None = None,
     tokenizer: Path | str | None = None,
     template: Template | None = None,
+    merge: bool = True,
 ) -> Loaded:
     """Load a checkpoint for use; nothing in it is trainable until a stage says so, and weights keep the file's types.
 
     - `vision_tower`: directory of the tower, for original checkpoints that lack its weights
     - `tokenizer`: directory with tokenizer.json, where the checkpoint has none
     - `template`: how the model is spoken to, where the checkpoint does not say, or says something else
+    - `merge`: fold the adapters that it carries into its weights; otherwise they stay beside them
 
     Raises:
         CheckpointError: files are missing, damaged, or ask for code to be run.
@@ -62,7 +64,7 @@ def load(
     if is_own(folder):
         if vision_tower or tokenizer or template:
             raise CheckpointError(f"{folder}: opsin's own checkpoint, which holds its tower, tokenizer and template")
-        return load_model(folder)
+        return load_model(folder, merge=merge)
     tower = None if vision_tower is None else Path(vision_tower)
     foreign = read_foreign(folder, tower, None if tokenizer is None else Path(tokenizer), template)
     where = folder / "config.json"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class Loaded:
     tokenizer: Tokenizer
     path: Path
     meta: dict[str, Any]
+    lora: Mapping[ModuleName, Lora] = field(default_factory=dict)
+    """Adapters that stand beside the weights of parts; none where they were folded in."""
 
     @property
     def preparation(self) -> Preparation:
@@ -151,8 +153,8 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def load_model(path: Path) -> Loaded:
-    """Load a checkpoint (or a run's newest) for use: verified, adapters merged, nothing trainable.
+def load_model(path: Path, *, merge: bool = True) -> Loaded:
+    """Load a checkpoint (or a run's newest) for use: verified, nothing trainable, its adapters folded in if `merge`.
 
     Raises:
         CheckpointError: it is missing, incomplete or altered.
@@ -170,7 +172,9 @@ def load_model(path: Path) -> Loaded:
     refuse(folder, misfits(shapes_of(model), {name: stored.shape for name, stored in weights.stored.items()}))
     fill(model, weights.read(weights.stored))
     check_filled(model)
-    for part in described.lora:
-        merge_lora(model.part(part))
+    if merge:
+        for part in described.lora:
+            merge_lora(model.part(part))
     model.requires_grad_(requires_grad=False).eval()
-    return Loaded(model, load_tokenizer(described.config.language.tokenizer_path), folder, meta)
+    tokenizer = load_tokenizer(described.config.language.tokenizer_path)
+    return Loaded(model, tokenizer, folder, meta, {} if merge else described.lora)

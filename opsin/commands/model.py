@@ -124,22 +124,40 @@ def export(
     vision_tower: Annotated[Path | None, typer.Option(help="The tower, where an original checkpoint lacks it.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json's folder, where there is none.")] = None,
     template: Annotated[ChatTemplate | None, typer.Option(help="How it is spoken to, where it does not say.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold adapters into the weights; logits are compared.")
+    ] = False,
+    adapters: Annotated[bool, typer.Option("--adapters", help="Write the adapters alone, in peft's format.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint for transformers and vLLM, read it back, and compare the logits."""
+    if merge and adapters:
+        raise OpsinError("--merge folds the adapters in, --adapters writes them alone; give one of them")
     existing(checkpoint)
     if directory.exists():
         raise OpsinError(f"{directory}: exists already; export to a new directory")
     console = Console(stderr=True)
     console.print("loading the model", style="dim")
     from opsin.checkpoint.export import export as write
+    from opsin.checkpoint.export import export_adapters
     from opsin.checkpoint.load import load
 
-    loaded = load(checkpoint, vision_tower=vision_tower, tokenizer=tokenizer, template=template_of(template))
-    done = write(loaded, directory)
+    spoken = template_of(template)
+    loaded = load(checkpoint, vision_tower=vision_tower, tokenizer=tokenizer, template=spoken, merge=False)
+    if adapters:
+        family = export_adapters(loaded, directory)
+        typer.echo(
+            json.dumps({"path": str(directory), "family": family})
+            if as_json
+            else f"exported  {directory}  (peft's adapter for {family})"
+        )
+        return
+    done = write(loaded, directory, merge=merge)
     if as_json:
         typer.echo(json.dumps(done.as_dict(), indent=2))
         return
+    for line in [] if done.merged is None else done.merged.lines():
+        typer.echo(line)
     for prompt in done.comparisons:
         typer.echo(f"{prompt.prompt:<6} {prompt.tokens:>6} tokens   logits differ by {prompt.difference:.1e} at most")
     for note in done.notes:
