@@ -73,7 +73,7 @@ class Saver:
             return path
         snapshot = take()
         meta = {"stage": stage, "step": place.step, "done": place.done}
-        self._thread = Thread(target=self._run, args=(path, snapshot, meta), name="saver")
+        self._thread = Thread(target=self._run, args=(path, snapshot, meta), name="saver", daemon=True)
         self._thread.start()
         if wait:
             self._settle(raising=True)

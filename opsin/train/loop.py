@@ -148,8 +148,7 @@ class StageLoop:
             made = [self._batch() for _ in packs]
         except OpsinError as problem:
             error = problem
-        if self.world.size > 1 or error is not None:
-            self.world.agree(error)
+        self.world.agree(error)
         for batch in made:
             for line in batch.skipped:
                 self.told.damaged(self.step + 1, line)

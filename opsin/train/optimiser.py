@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -172,21 +172,23 @@ def optimiser_state(model: Vlm, optimiser: torch.optim.Optimizer) -> dict[str, T
     }
 
 
-def restore_optimiser(model: Vlm, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimiser_state`.
+def restore_optimiser(model: Vlm, optimiser: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """The reverse of `optimiser_state`, one tensor in memory at a time.
 
     Raises:
-        TrainError: the tensors belong to other parameters (all named).
+        TrainError: tensors belong to other parameters (all named).
     """
     held = {id(p) for group in optimiser.param_groups for p in group["params"]}
     parameters = {name: p for name, p in model.named_parameters() if id(p) in held}
-    unknown = sorted({key.rpartition("/")[0] for key in tensors} - parameters.keys())
-    if unknown:
-        raise TrainError(f"the saved optimiser state is of other parameters: {', '.join(unknown[:10])}")
-    for key, tensor in tensors.items():
+    unknown: dict[str, None] = {}
+    for key, tensor in tensors:
         name, _, kind = key.rpartition("/")
-        # Counts of steps are numbers, of no shape that could be divided.
-        parameter = parameters[name]
-        optimiser.state[parameter][kind] = (
-            placed_like(tensor, parameter) if tensor.dim() else tensor.to(parameter.device)
-        )
+        parameter = parameters.get(name)
+        if parameter is None:
+            unknown[name] = None
+        else:
+            # Counts of steps are numbers, of no shape that could be divided.
+            placed = placed_like(tensor, parameter) if tensor.dim() else tensor.to(parameter.device)
+            optimiser.state[parameter][kind] = placed
+    if unknown:
+        raise TrainError(f"the saved optimiser state is of other parameters: {', '.join(sorted(unknown)[:10])}")

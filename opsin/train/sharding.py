@@ -7,6 +7,7 @@ the rest (embeddings, connection, norms, head) is gathered once for the whole pa
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,17 +74,19 @@ def local(tensor: Tensor) -> Tensor:
 
 def square_sum(gradients: Sequence[Tensor], world: World) -> float:
     """This rank's contribution to the sum of the squares of all ranks' gradients together."""
-    total = 0.0
-    for gradient in gradients:
-        # Copies are counted once: a tensor that is not divided at all has one on every rank.
-        copies = world.size
-        if isinstance(gradient, DTensor):
-            mesh = gradient.device_mesh
-            copies = 1
-            for axis, placement in enumerate(gradient.placements):
-                copies *= mesh.size(axis) if isinstance(placement, Replicate) else 1
-        total += float(local(gradient).double().square().sum()) / copies
-    return total
+    if not gradients:
+        return 0.0
+    norms = torch.stack(torch._foreach_norm([local(gradient) for gradient in gradients])).double()
+    shares = torch.tensor([1 / _copies(gradient, world) for gradient in gradients], dtype=torch.double)
+    return float((norms.square() * shares.to(norms.device)).sum())
+
+
+def _copies(tensor: Tensor, world: World) -> int:
+    """How many ranks hold the same numbers: all, where a tensor is not divided."""
+    if not isinstance(tensor, DTensor):
+        return world.size
+    mesh = tensor.device_mesh
+    return math.prod(mesh.size(axis) for axis, place in enumerate(tensor.placements) if isinstance(place, Replicate))
 
 
 def add_up(parameters: Iterable[nn.Parameter], world: World) -> None:

@@ -122,8 +122,11 @@ class Run:
         """
         try:
             return self._stages(model, begin)
-        finally:
-            self.saver.close()  # a save that is under way is finished, whatever else has failed
+        except LostRankError:  # a save that is under way waits for that rank, too: it ends with this process
+            raise
+        except BaseException:
+            self.saver.close()  # it is finished, whatever else has failed
+            raise
 
     def _stages(self, model: Vlm, begin: From) -> Path:
         last = self.out
@@ -152,7 +155,7 @@ class Run:
         objective = self._objective(model, stage)
         optimiser = build_optimiser(model, stage)
         if begin.folder is not None and not begin.weights_only:
-            restore_optimiser(model, optimiser, dict(read_optimiser(begin.folder)))
+            restore_optimiser(model, optimiser, read_optimiser(begin.folder))
         loop = StageLoop(
             objective=objective,
             stage=stage,

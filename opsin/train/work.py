@@ -98,7 +98,7 @@ def stage_features(
         DataError: media are damaged, unless `skip_bad`.
     """
     limit = stage.cache_limit_gb
-    cache = FeatureCache(model, examples.preparation, limit_gb=limit, ranks=world, on_line=hooks.on_line)
+    cache = FeatureCache(model, examples.preparation, limit_gb=limit, ranks=world.preparing, on_line=hooks.on_line)
     added = cache.add(examples, attrgetter("seen"), hooks.on_features)
     if cache.damaged and not skip_bad:
         raise DataError(list(_damaged(examples, cache)), DAMAGED)

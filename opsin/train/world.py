@@ -26,15 +26,24 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` tells each process of itself."""
 
 
+SAVING, PREPARING = 6, 144
+"""How many times longer than for a step ranks wait for each other to write a checkpoint, or to read a corpus."""
+
+
 @dataclass(frozen=True)
 class World:
-    """This process among all, and the device that it trains on; `group` is None for a process alone."""
+    """This process among all, and the device that it trains on; `group` is None for a process alone.
+
+    `preparing` is the same world for work that may take hours on one rank while others wait, `saving` for a thread that
+    saves. There a rank that is gone is noticed at once, too, but one that hangs only after long.
+    """
 
     rank: int
     size: int
     device: torch.device
     group: Any = None
     saving: Ranks = ALONE
+    preparing: Ranks = ALONE
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gave, in their order."""
@@ -60,12 +69,7 @@ class World:
         Raises:
             OpsinError: some rank has one.
         """
-        told = self.gather(None if error is None else f"{error}")
-        if error is not None:
-            raise error
-        for rank, text in enumerate(told):
-            if text is not None:
-                raise TrainError(f"rank {rank} of {self.size} ended with: {text}")
+        _agree(self, error)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
         """What `work` gives, done by rank 0 first: the others find what it keeps on disk.
@@ -81,9 +85,17 @@ class World:
                     result.append(work())
                 except OpsinError as problem:
                     error = problem
-            if self.size > 1 or error is not None:
-                self.agree(error)
+            _agree(self.preparing, error)
         return result[0]
+
+
+def _agree(ranks: Ranks, error: OpsinError | None) -> None:
+    told = ranks.gather(None if error is None else f"{error}")
+    if error is not None:
+        raise error
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise TrainError(f"rank {rank} of {ranks.size} ended with: {text}")
 
 
 def is_first() -> bool:
@@ -155,9 +167,11 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     wait = dt.timedelta(seconds=timeout)
     with answering():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=wait)
-        control, saving = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
+        control, saving, preparing = (
+            dist.new_group(backend="gloo", timeout=wait * longer) for longer in (1, SAVING, PREPARING)
+        )
     rank, size = dist.get_rank(), dist.get_world_size()
     world = World(rank, size, own, control)
-    yield replace(world, saving=replace(world, group=saving))
+    yield replace(world, saving=replace(world, group=saving), preparing=replace(world, group=preparing))
     # Only at a good end: it waits for the others, who may be gone after a bad one.
     dist.destroy_process_group()

@@ -256,11 +256,10 @@ def test_the_optimisers_state_goes_round(made: tuple[Vlm, Batch]) -> None:
     first.step()
     state = optimiser_state(model, first)
     assert {key.rpartition("/")[2] for key in state} == {"exp_avg", "exp_avg_sq", "step"}
-    restore_optimiser(model, second, state)
+    restore_optimiser(model, second, state.items())
     restored = optimiser_state(model, second)
     assert state.keys() == restored.keys()
     assert all(torch.equal(state[key], restored[key]) for key in state)
+    zero = torch.zeros(())
     with pytest.raises(TrainError, match=r"of other parameters: decoder\.gone, encoder\.stem\.weight"):
-        restore_optimiser(
-            model, second, {"decoder.gone/step": torch.zeros(()), "encoder.stem.weight/step": torch.zeros(())}
-        )
+        restore_optimiser(model, second, [("decoder.gone/step", zero), ("encoder.stem.weight/step", zero)])
