@@ -19,7 +19,7 @@ from opsin.report.words import duration
 LAST = 10
 """Steps of which the final loss is the mean: single steps jump."""
 
-UNSHOWN = ("recipe_sha256", "samples")
+UNSHOWN = ("recipe", "samples")
 """What run.json says of things that are compared by themselves, or follow from them."""
 
 Row = tuple[str, tuple[Any, ...]]

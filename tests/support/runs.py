@@ -50,7 +50,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]], **recipe: Any) -> Path:
     stages = [{"name": "align", "batch_tokens": 512, "data": [{"path": "a.json"}]}]
     value = {"name": folder.name, "seed": 0, "stages": stages} | recipe
     (folder / "recipe.json").write_text(json.dumps(value), encoding="utf-8")
-    run = {"opsin": "0.1", "torch": "2.13.0", "data": {"align": {"a": "c0ffee" * 10}}, "recipe_sha256": folder.name}
+    run = {"opsin": "0.1", "torch": "2.13.0", "data": {"align": {"a": "c0ffee" * 10}}, "recipe": {"name": folder.name}}
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
