@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from bench.gpu_models import KINDS, SMALL, TINY, Case, Passed, Size, apart, case_of, passed, value_of
+from bench.gpu_models import KINDS, SMALL, TINY, Case, Passed, Precision, Size, apart, case_of, passed, value_of
 from opsin.core.types import Batch, Grid
 from opsin.data.collate import TENSORS, to_device
 from opsin.model.attention import Attend, PackedAttention, dense_attention
 from opsin.model.generate import Sampling, generate
 from opsin.model.native_vit import MapAttention
+from opsin.model.recompute import Recompute
 from opsin.model.varlen import has_kernel
 from opsin.model.vlm import Vlm
 from opsin.train.hooks import Hooks
@@ -49,6 +50,9 @@ ROUNDED = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 EXACT, SAME, STEP, BF16_LOSS, BF16_GRADIENTS = 1e-4, 1e-5, 1e-3, 1e-2, 0.15
 """float32 across devices; the same sums in another order; after some updates; bfloat16 against float32."""
+
+MODES: tuple[Recompute, ...] = ("none", "selective", "full")
+PRECISIONS: tuple[tuple[Precision, float], ...] = (("fp32", EXACT), ("bf16", BF16_LOSS))
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,12 @@ def passes(bench: Bench) -> Iterator[Finding]:
     for case in bench.cases():
         expected = passed(case, case.on(torch.device("cpu")))
         model = case.on(bench.device)
-        for recompute in ("none", "selective", "full"):
+        for recompute in MODES:
             found = passed(case, model, recompute=recompute)
             yield from _compared(f"{case.kind} fp32, recompute {recompute}", found, expected, EXACT, 10 * EXACT)
         plain = passed(case, model, precision="bf16")
         yield from _compared(f"{case.kind} bf16", plain, expected, BF16_LOSS, BF16_GRADIENTS)
-        for recompute in ("selective", "full"):
+        for recompute in MODES[1:]:
             found = passed(case, model, precision="bf16", recompute=recompute)
             yield from _compared(f"{case.kind} bf16, recompute {recompute} / none", found, plain, SAME, BF16_LOSS)
 
@@ -160,7 +164,7 @@ def compiled(bench: Bench) -> Iterator[Finding]:
     """Layers compiled as a recipe's `compile` does it."""
     backend: Any = "inductor" if bench.device.type == "cuda" else "aot_eager"
     case = case_of(bench.folder / "compiled", "llava", bench.size)
-    for precision, tolerance in (("fp32", EXACT), ("bf16", BF16_LOSS)):
+    for precision, tolerance in PRECISIONS:
         torch.compiler.reset()
         expected = passed(case, case.on(bench.device), precision=precision)
         model = case.on(bench.device)
@@ -178,7 +182,7 @@ def divided(bench: Bench) -> Iterator[Finding]:
     """FSDP2 on one rank, against the whole model on the same device."""
     with _one_rank(), joined(bench.device.type, 60) as world:
         for case in bench.cases():
-            for precision, tolerance in (("fp32", EXACT), ("bf16", BF16_LOSS)):
+            for precision, tolerance in PRECISIONS:
                 expected = passed(case, case.on(bench.device), precision=precision)
                 model = case.on(bench.device)
                 model.precision = precision
