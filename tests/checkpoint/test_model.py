@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from opsin.data.example import Preparation
-    from opsin.model.config import PartName
+    from opsin.model.config import ModuleName
 
 
-def saved(path: Path, model: Vlm, prepare: Preparation, lora: dict[PartName, Lora] | None = None) -> Path:
+def saved(path: Path, model: Vlm, prepare: Preparation, lora: dict[ModuleName, Lora] | None = None) -> Path:
     return commit(path, lambda folder: write_model(folder, model, prepare.tokenizer, lora or {}), {"step": 1})
 
 

@@ -8,7 +8,7 @@ import torch
 from opsin.core.errors import MissingExtraError
 from opsin.core.types import Picture
 from opsin.model import lora as module
-from opsin.model.config import Lora, PartName
+from opsin.model.config import Lora, ModuleName
 from opsin.model.lora import MARK, add_lora, merge_lora
 from opsin.model.loss import supervised_loss
 from tests.support.models import dialogue, draw_picture, packed, tiny_vlm
@@ -40,7 +40,7 @@ def disturb(part: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("part", ["vision", "connector", "language"])
-def test_new_adapters_change_nothing_and_merged_ones_equal_adapted(made: tuple[Vlm, Batch], part: PartName) -> None:
+def test_new_adapters_change_nothing_and_merged_ones_equal_adapted(made: tuple[Vlm, Batch], part: ModuleName) -> None:
     model, batch = made
     names = list(model.state_dict())
     before = model(batch)
