@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
+import opsin
 from opsin.cli import app
 from opsin.data.check import source_of
+from opsin.quickstart.dataset import TINY, build_drawn
+from opsin.quickstart.tiny import write_tiny_backbones
+from opsin.train.dump import write_dump
+from opsin.train.objective import idle
 from opsin.train.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
+TRAINING = ROOT / "docs" / "training.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUNNER = CliRunner()
 
@@ -96,3 +107,52 @@ def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = set(re.findall(r"^ {4}make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert used <= targets
+
+
+def test_a_run_that_is_killed_learns_what_the_page_about_training_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # What `opsin quickstart --tiny` makes before it trains and evaluates.
+    torch.manual_seed(0)
+    dataset = build_drawn(Path("demo/parts/data"), 0, TINY)
+    write_tiny_backbones(Path("demo/parts/backbones"), dataset)
+    text = TRAINING.read_text(encoding="utf-8")
+    one, two = (block.removeprefix("opsin quickstart --tiny --out demo/parts\n") for block in blocks(text, "bash"))
+    scripts = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    def run(block: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euc", block], env=os.environ | scripts, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    told = run(one)
+    hashes = re.findall(r"^([0-9a-f]{64})  demo/(\w+)/", told, re.MULTILINE)
+    assert [name for _, name in hashes] == ["cut", "whole"]
+    assert hashes[0][0] == hashes[1][0]
+    assert "resuming at stage 'instruct', step 21" in told
+    assert len(re.findall(r"^instruct 44/44  loss 2", told, re.MULTILINE)) == 2
+    told = run(two.replace("wait\n", "wait || true\n"))
+    assert "another rank does not answer, so this one ends too" in told
+    assert "last good checkpoint is demo/two/checkpoints/00-instruct-000000020; go on with: opsin train --r" in told
+    assert "resuming at stage 'instruct', step 21" in told
+    losses = [float(loss) for loss in re.findall(r'"step": 44, "loss": ([\d.]+)', told)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+    Path("runs").mkdir()
+    Path("runs/mine").symlink_to(tmp_path / "demo" / "whole")
+    pack = replace(idle(opsin.load("runs/mine").model), targets_T=torch.tensor([5]), ids=("one",))
+    write_dump(Path("runs/mine/dump"), "instruct-000000613", [pack])
+    capfd.readouterr()
+    (replay,) = blocks(text, "python")
+    exec(replay, {})  # the page's own code
+    name, total, most = capfd.readouterr().out.rsplit(maxsplit=2)
+    assert name == "('one',)"
+    assert float(total) == float(most) > 0
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """What stands between fences."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
