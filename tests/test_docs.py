@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from opsin.quickstart.dataset import TINY, build_drawn
 from opsin.quickstart.tiny import write_tiny_backbones
 from opsin.train.dump import write_dump
 from opsin.train.objective import idle
-from opsin.train.recipe import Recipe
+from opsin.train.recipe import Recipe, Stage
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ROOT / "docs" / "training.md"
@@ -51,6 +52,13 @@ def test_named_tests_exist(page: Path) -> None:
     named = re.findall(r"`(tests/[\w/-]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
     missing = [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")]
     assert missing == []
+
+
+def test_every_promise_names_a_test() -> None:
+    rows = re.findall(r"^\| (P\d): .+? \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == ["P1", "P2", "P3", "P4", "P5", "P6"]
+    for name, tests in rows:
+        assert re.fullmatch(r"`tests/[\w/]+\.py::\w+`(, `tests/[\w/]+\.py::\w+`)*", tests), name
 
 
 def test_the_examples_of_formats_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +90,18 @@ def test_recipes_validate(page: Path) -> None:
         Recipe.model_validate(_numbers(yaml.safe_load(block)))
 
 
-def _numbers(value: object) -> object:
+def test_parts_of_stages_validate() -> None:
+    text = TRAINING.read_text(encoding="utf-8")
+    found = [yaml.safe_load(block) for block in re.findall(r"(?<=\n\n)((?: {4}.+\n)+)", text) if ":\n" in block]
+    parts = [part for part in found if isinstance(part, dict)]
+    assert [list(part) for part in parts] == [["train"], ["train"], ["checks"]]
+    data = [{"kind": "llava", "path": "data.json"}]
+    train = {"connector": {"lr": 1e-3}}
+    for part in parts:
+        Stage.model_validate({"name": "x", "data": data, "train": train} | _numbers(part))
+
+
+def _numbers(value: Any) -> Any:
     """PyYAML reads 1e-3 as a text; opsin's own reader does not."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
