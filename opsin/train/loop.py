@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opsin.core.errors import OpsinError, OutOfMemoryError, TrainError
-from opsin.core.types import Batch
+from opsin.core.types import Batch, Layout
 from opsin.data.collate import Features, to_device
 from opsin.data.loader import Loader
 from opsin.data.plan import Pack, rank_share
@@ -25,6 +25,7 @@ from opsin.train.flops import Operations
 from opsin.train.metrics import StepMetrics
 from opsin.train.objective import Objective, Weighing, idle, names
 from opsin.train.optimiser import rate_factor, rising_steps, set_rates
+from opsin.train.parts import PartName, part_of
 from opsin.train.recipe import Stage
 from opsin.train.sharding import add_up, local, square_sum
 from opsin.train.stream import StreamSteps, packs_from
@@ -107,7 +108,7 @@ class StageLoop:
         learned = Learned()
         if counts["mass"]:
             rounds = max(one["packs"] for one in told)
-            learned = self._learn(kept, weighings, counts["mass"], rounds, pictures=counts["pictures"] > 0)
+            learned = self._learn(kept, weighings, counts["mass"], rounds, _unreached(counts))
             if learned.trouble:
                 self._skip(learned.trouble, batches)
             else:
@@ -117,7 +118,7 @@ class StageLoop:
         if isinstance(self.steps, StreamSteps):
             self.steps.forget(self.step)
         self._ended = time.perf_counter()
-        del counts["mass"]
+        del counts["mass"], counts["newlines"]
         return StepMetrics(
             step=self.step,
             loss=None if learned.trouble else learned.loss,
@@ -176,8 +177,7 @@ class StageLoop:
         weighings: Sequence[Weighing],
         mass: float,
         rounds: int,
-        *,
-        pictures: bool,
+        unreached: Collection[PartName],
     ) -> Learned:
         """Loss of a step and its gradients, which are audited, clipped and left at the parameters.
 
@@ -195,6 +195,7 @@ class StageLoop:
             loss, losses_S = self._backward(batch, weighing, mass)
             total += loss
             losses.append(losses_S)
+        self._forget(unreached)
         trained = [p for p in self.model.parameters() if p.grad is not None]
         add_up(trained, self.world)
         sources = self._by_source(kept, weighings, losses)
@@ -210,7 +211,7 @@ class StageLoop:
             sources=_joined([one["sources"] for one in told]),
         )
         if not learned.trouble:
-            self._audit(pictures=pictures)
+            self._audit(pictures="vision" not in unreached)
             # As torch's clip_grad_norm_: never a larger gradient than there is.
             factor = min(1.0, self.stage.clip / (norm + 1e-6))
             for parameter in trained:
@@ -233,6 +234,16 @@ class StageLoop:
                 raise self._too_large(batch) from None
             raise
         return loss.detach().double(), losses_S
+
+    def _forget(self, parts: Collection[PartName]) -> None:
+        """Drop the zeros that stand for gradients on all ranks, where a process alone would have none.
+
+        The optimiser moves what has a gradient of zero, by its momentum, but not what has none.
+        """
+        if self.objective.is_shared:
+            for name, parameter in self.model.named_parameters():
+                if parameter.grad is not None and part_of(name) in parts:
+                    parameter.grad = None
 
     def _audit(self, *, pictures: bool) -> None:
         """Once, and once more in the first step with pictures."""
@@ -329,6 +340,13 @@ class Learned:
         return ""
 
 
+def _unreached(counts: Mapping[str, float]) -> set[PartName]:
+    """Parts that nothing in a step reaches."""
+    if not counts["pictures"]:
+        return {"vision", "connector", "newline"}
+    return set() if counts["newlines"] else {"newline"}
+
+
 def _counts(batches: Sequence[Batch], weighings: Sequence[Weighing]) -> dict[str, Any]:
     return {
         "mass": sum(weighing.mass for weighing in weighings),
@@ -338,8 +356,13 @@ def _counts(batches: Sequence[Batch], weighings: Sequence[Weighing]) -> dict[str
         "pictures": sum(len(batch.layouts) for batch in batches),
         "patches": sum(layout.patches for batch in batches for layout in batch.layouts),
         "packs": len(weighings),
+        "newlines": sum(_has_newlines(layout) for batch in batches for layout in batch.layouts),
         "skipped": sum(len(batch.skipped) for batch in batches),
     }
+
+
+def _has_newlines(layout: Layout) -> bool:
+    return any(block.newline or block.tail for block in layout.blocks)
 
 
 def _finite(values: Collection[float]) -> bool:
