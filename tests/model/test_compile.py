@@ -19,7 +19,7 @@ from opsin.model.decoder import Decoder, load_decoder
 from tests.support.models import language_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from opsin.model.recompute import Recompute
 
@@ -32,8 +32,9 @@ LAYERS = 10
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
+    """Where torch would give up and go on eagerly, for too many versions, it raises."""
     torch.compiler.reset()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         warnings.simplefilter("ignore")  # the compiler's own, which change with torch
         yield
     torch.compiler.reset()
@@ -52,11 +53,11 @@ def decoder(layers: int = LAYERS) -> Decoder:
     return load_decoder(LanguageModel.model_validate({"config": config, "tokenizer": "."}))
 
 
-def steps(model: Decoder) -> list[float]:
+def steps(model: Decoder, packs: Sequence[list[int]] = PACKS) -> list[float]:
     """The losses of a step on each pack, each after the update of the one before."""
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses = []
-    for lengths in PACKS:
+    for lengths in packs:
         ids = torch.randint(1, 500, (1, sum(lengths)), generator=torch.Generator().manual_seed(1))
         positions = torch.cat([torch.arange(length) for length in lengths])[None, None]
         attend = PackedAttention.plan(lengths, torch.device("cpu"))
@@ -84,9 +85,11 @@ def test_packs_of_all_shapes_are_compiled_for_once_and_learned_from_as_eagerly(r
     model = decoder()
     model.recompute = recompute
     counter = compiled(model, "aot_eager")
-    assert steps(model) == pytest.approx(expected, rel=1e-5)
-    # Four pieces of a layer, around attention and below its parts, for the first layer and for those behind it.
-    assert 4 <= counter.frame_count <= 12
+    losses = steps(model, PACKS[:1])
+    pieces = counter.frame_count
+    assert 2 <= pieces <= 12  # of one layer, around its attention, for the first layer and for those behind it
+    assert losses + steps(model, PACKS[1:]) == pytest.approx(expected, rel=1e-5)
+    assert counter.frame_count == pieces
 
 
 @pytest.mark.slow
@@ -101,7 +104,7 @@ def test_layers_are_compiled_before_they_are_divided_among_ranks(one_rank: None,
         fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     assert isinstance(next(model.layers[0].parameters()), DTensor)
     assert steps(model) == pytest.approx(expected, rel=1e-5)
-    assert 4 <= counter.frame_count <= 12
+    assert 2 <= counter.frame_count <= 12
 
 
 @pytest.mark.slow
