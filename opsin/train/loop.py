@@ -214,9 +214,8 @@ class StageLoop:
             self._audit(pictures="vision" not in unreached)
             # As torch's clip_grad_norm_: never a larger gradient than there is.
             factor = min(1.0, self.stage.clip / (norm + 1e-6))
-            for parameter in trained:
-                assert parameter.grad is not None
-                local(parameter.grad).mul_(factor)
+            if trained:
+                torch._foreach_mul_([local(p.grad) for p in trained if p.grad is not None], factor)
         return learned
 
     def _backward(self, batch: Batch, weighing: Weighing, mass: float) -> tuple[Tensor, Tensor]:
