@@ -23,6 +23,7 @@ from opsin.commands.recipes import copy_recipe, list_recipes, show_recipe
 from opsin.commands.report import compare, report
 from opsin.commands.train import train
 from opsin.core.errors import OpsinError, StoppedError
+from opsin.core.ranks import is_first
 from opsin.core.terminal import printable
 
 INTERRUPTED = 130
@@ -69,7 +70,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except StoppedError as error:
-        _leave(str(error), SIGNALLED + error.signal)
+        _leave(str(error) if is_first() else "", SIGNALLED + error.signal)
     except OpsinError as error:
         _leave(f"error: {error}", FAILED)
     except BrokenPipeError:  # whoever read the output has left; typer goes quietly
@@ -82,8 +83,9 @@ def _errors() -> Iterator[None]:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    console = Console(stderr=True)
-    console.print(printable(message), style="red", markup=False, highlight=False, soft_wrap=True)
+    if message:
+        console = Console(stderr=True)
+        console.print(printable(message), style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

@@ -47,7 +47,11 @@ def compare(
         typer.echo(json.dumps(found.as_dict(), indent=2))
         return
     console = Console()
+    if not found.differences:
+        console.print("nothing differs in recipes, data and versions")
     for title, rows in (("What differs", found.differences), ("Results", found.results)):
+        if not rows:
+            continue
         table = Table(title=title, title_justify="left")
         for name in ("", *found.names):
             table.add_column(Text(name), overflow="fold")

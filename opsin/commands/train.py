@@ -12,6 +12,7 @@ from rich.console import Console
 from opsin.commands.options import Json
 from opsin.commands.rehearse import dry_run as rehearse
 from opsin.core.errors import OpsinError
+from opsin.core.ranks import is_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,9 +69,16 @@ def train(
         _told(_start(value, out or Path("runs") / value.name), as_json=as_json)
 
 
-def _start(recipe: Recipe, out: Path) -> Path:
+def _console() -> Console:
+    """For what is told while libraries are loaded, and after."""
     console = Console(stderr=True)
-    console.print("loading libraries", style="dim")
+    if is_first():
+        console.print("loading libraries", style="dim")
+    return console
+
+
+def _start(recipe: Recipe, out: Path) -> Path:
+    console = _console()
     from opsin.train.progress import ProgressHooks
     from opsin.train.run import start
 
@@ -79,8 +87,7 @@ def _start(recipe: Recipe, out: Path) -> Path:
 
 
 def _resume(run: Path, *, weights_only: bool, override: bool) -> Path:
-    console = Console(stderr=True)
-    console.print("loading libraries", style="dim")
+    console = _console()
     from opsin.train.progress import ProgressHooks
     from opsin.train.run import resume
 
@@ -89,8 +96,6 @@ def _resume(run: Path, *, weights_only: bool, override: bool) -> Path:
 
 
 def _told(checkpoint: Path, *, as_json: bool) -> None:
-    from opsin.train.world import is_first
-
     if is_first():
         typer.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else f"checkpoint  {checkpoint}")
 

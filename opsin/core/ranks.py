@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+def is_first() -> bool:
+    """Of all processes that `torchrun` has started, this one is to speak."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Ranks(Protocol):

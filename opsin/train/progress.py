@@ -114,7 +114,7 @@ class ProgressHooks:
         self._advance(stage.name, metrics.step, total, text)
         due = time.monotonic() - self._told >= PLAIN_SECONDS
         if due or metrics.step % PLAIN_EVERY == 0 or metrics.step == total:
-            if not self.console.is_terminal:
+            if not self.console.is_terminal or metrics.step == total:  # a bar is gone when it is full
                 left = sum(step.seconds for step in self._since) / len(self._since) * (total - metrics.step)
                 left_text = f"  {duration(left)} left" if metrics.step < total else ""
                 self.on_line(f"{stage.name} {metrics.step}/{total}  {text}{left_text}")

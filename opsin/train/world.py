@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ Result = TypeVar("Result")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What `torchrun` tells each process of itself."""
 
+
+PLACE = re.compile(r"^\[[^]]*\] *")
+"""Where in the source of gloo an error was raised."""
 
 SAVING, PREPARING = 6, 144
 """How many times longer than for a step ranks wait for each other to write a checkpoint, or to read a corpus."""
@@ -98,11 +102,6 @@ def _agree(ranks: Ranks, error: OpsinError | None) -> None:
             raise TrainError(f"rank {rank} of {ranks.size} ended with: {text}")
 
 
-def is_first() -> bool:
-    """Of all processes that `torchrun` has started, this one is to speak."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def alone(device: str = "cpu") -> World:
     """The world of one process."""
     return World(0, 1, device_of(device))
@@ -120,7 +119,7 @@ def answering() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if not is_lost(error):
             raise
-        reason = str(error).splitlines()[0][:200]
+        reason = PLACE.sub("", str(error).splitlines()[0]).partition(". ")[0]
         raise LostRankError(f"another rank does not answer, so this one ends too ({reason})") from None
 
 
@@ -160,7 +159,8 @@ def joined(device: str, timeout: float) -> Iterator[World]:
         return
     missing = [name for name in VARIABLES if name not in os.environ]
     if missing:
-        raise TrainError(f"WORLD_SIZE is set, but {', '.join(missing)} is not; start ranks with torchrun")
+        are = "is" if len(missing) == 1 else "are"
+        raise TrainError(f"WORLD_SIZE is set, but {', '.join(missing)} {are} not; start ranks with torchrun")
     own = device_of(device, int(os.environ["LOCAL_RANK"]))
     if own.type == "cuda":
         torch.cuda.set_device(own)

@@ -38,7 +38,7 @@ def _run(rank: int, size: int, ports: str, work: Callable[..., Any], args: tuple
     os.environ |= {name: str(value) for name, value in named.items()} | {"MASTER_ADDR": "127.0.0.1"}
     try:
         answer.send((True, work(*args)))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 (whatever it is, the parent is told)
         answer.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
         os._exit(1)
     os._exit(0)
