@@ -67,7 +67,7 @@ class Saver:
                 for (then whatever `on_error` says: nothing would tell later).
             TrainError: a rank is gone.
         """
-        self.finish()
+        self._settle(raising=self.on_error == "stop" and not wait)  # an error before must not prevent the last save
         path = self.folder / place.name(stage)
         if not place.ordinary and path.exists():  # the run came to this place before, and fails here again
             return path

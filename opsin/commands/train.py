@@ -107,10 +107,13 @@ def benchmarks(stage: Stage, tokenizer: Tokenizer) -> Benchmarks:
 
 
 def _asker(benchmark: Benchmark, tokenizer: Tokenizer) -> Callable[[Vlm], Mapping[str, float]]:
-    def ask(model: Vlm) -> Mapping[str, float]:
-        from opsin.evaluate.heldout import evaluate
+    from opsin.evaluate.heldout import evaluate
+    from opsin.evaluate.questions import read_questions
 
-        root = benchmark.image_root or benchmark.questions.parent
+    root = benchmark.image_root or benchmark.questions.parent
+    read_questions(benchmark.questions, root)  # what is wrong with them is told before anything is trained
+
+    def ask(model: Vlm) -> Mapping[str, float]:
         scores = evaluate(model, tokenizer, benchmark.questions, root).scores
         return {f"{score.task} {score.metric}": score.value for score in scores}
 

@@ -157,7 +157,7 @@ def _measured(model: Vlm) -> tuple[float, float, float]:
     """Forward operations: of the encoder for a patch, and for a patch with another; of the connection for a patch."""
     batch = blank_picture(model)
     (layout,) = batch.layouts
-    # What fused attention does is not counted on every device; this kind is. The counter wants gradients to be possible.
+    # What fused attention does is not counted on every device; this kind is. The counter needs gradients to be on.
     with torch.enable_grad(), model.computing(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as encoding:
             features_PC = model.encode(batch)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opsin.core.errors import OpsinError, OutOfMemoryError, TrainError
-from opsin.core.types import Batch, Layout
+from opsin.core.types import Batch
 from opsin.data.collate import Features, to_device
 from opsin.data.loader import Loader
 from opsin.data.plan import Pack, rank_share
@@ -29,6 +29,7 @@ from opsin.train.parts import PartName, part_of
 from opsin.train.recipe import Stage
 from opsin.train.sharding import add_up, local, square_sum
 from opsin.train.stream import StreamSteps, packs_from
+from opsin.train.tally import Learned, all_finite, count, joined, parts_left_out, peak_memory
 from opsin.train.world import World, alone, answering
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -41,7 +42,7 @@ class Told:
 
     audited: Callable[[Audit], None] = lambda _audit: None
     damaged: Callable[[int, str], None] = lambda _step, _line: None
-    trouble: Callable[[int, str, Sequence[Batch]], None] = lambda _step, _why, _batches: None
+    trouble: Callable[[int, str, Sequence[Batch], Sequence[str]], None] = lambda _step, _why, _batches, _ids: None
 
 
 @dataclass
@@ -52,6 +53,8 @@ class StageLoop:
     - `saved`: the names of the weights that a checkpoint holds; `operations` counts those of a pack
     - `skip_bad`: samples with a medium that is damaged are left out; `told.damaged` hears the step (from 1) and which
     - `wanted`: the signal that this process was given, if any
+    - `can_be_saved`: the error that ended a step is one that all ranks raise, and left the weights whole
+    - `is_torn`: the optimiser's step was begun, but not finished
     - `troubles`: steps that were skipped, because the loss or a gradient was not finite
     """
 
@@ -76,6 +79,8 @@ class StageLoop:
     _loader: Loader | None = None
     _ended: float = 0.0
     _agreed: int | None = None
+    can_be_saved: bool = False
+    is_torn: bool = False
 
     @property
     def model(self) -> Vlm:
@@ -100,25 +105,25 @@ class StageLoop:
         kept = [(pack, batch) for pack, batch in zip(packs, batches, strict=True) if batch.lengths]
         weighings = [Weighing.of(batch, self.stage.loss.average) for _, batch in kept]
         flops = sum(self.operations.of(batch) for batch in batches) if self.operations is not None else 0.0
-        own = _counts(batches, weighings) | {"flops": flops}
+        own = count(batches, weighings) | {"flops": flops}
         told = self.world.gather(own | {"waited": waited, "stop": self.wanted()})
-        counts = {key: sum(one[key] for one in told) for key in told[0] if key not in ("waited", "stop")}
+        sums = {key: sum(one[key] for one in told) for key in told[0] if key not in ("waited", "stop")}
         self._note_stop(told)
         rates = set_rates(self.optimiser, self._factor())
         learned = Learned()
-        if counts["mass"]:
+        if sums["mass"]:
             rounds = max(one["packs"] for one in told)
-            learned = self._learn(kept, weighings, counts["mass"], rounds, _unreached(counts))
+            learned = self._learn(kept, weighings, sums["mass"], rounds, parts_left_out(sums))
             if learned.trouble:
                 self._skip(learned.trouble, batches)
             else:
-                self.optimiser.step()
+                self._move()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         if isinstance(self.steps, StreamSteps):
             self.steps.forget(self.step)
         self._ended = time.perf_counter()
-        del counts["mass"], counts["newlines"]
+        del sums["mass"], sums["newlines"]
         return StepMetrics(
             step=self.step,
             loss=None if learned.trouble else learned.loss,
@@ -128,15 +133,41 @@ class StageLoop:
             sources=learned.sources,
             seconds=self._ended - began,
             waited=max(one["waited"] for one in told),
-            memory=_peak_memory(self.world.device),
+            memory=peak_memory(self.world.device),
             trouble=learned.trouble,
-            **counts,
+            **sums,
         )
 
     @property
     def stopping(self) -> int | None:
         """A signal that asks the run to end: of several ranks one that all know of, which they heard in the step."""
         return self._agreed if self.world.size > 1 else self.wanted()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What is raised in here is raised on all ranks."""
+        self.can_be_saved = True
+        yield
+        self.can_be_saved = False
+
+    def _move(self) -> None:
+        """The optimiser's step; what is raised in it leaves some weights moved, and others not.
+
+        Raises:
+            OutOfMemoryError: there is no memory for the optimiser's state.
+        """
+        self.is_torn = True
+        try:
+            self.optimiser.step()
+        except (RuntimeError, MemoryError) as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"stage {self.stage.name!r}, step {self.step + 1}: memory ran out in the optimiser, which keeps "
+                    "two numbers for every trained weight. Train fewer weights (LoRA, fewer layers), divide them among "
+                    "more ranks, or set parallel.cpu_offload"
+                ) from None
+            raise
+        self.is_torn = False
 
     def _note_stop(self, told: Sequence[Mapping[str, Any]]) -> None:
         self._agreed = next((one["stop"] for one in told if one["stop"] is not None), None)
@@ -149,7 +180,8 @@ class StageLoop:
             made = [self._batch() for _ in packs]
         except OpsinError as problem:
             error = problem
-        self.world.agree(error)
+        with self._together():
+            self.world.agree(error)
         for batch in made:
             for line in batch.skipped:
                 self.told.damaged(self.step + 1, line)
@@ -203,12 +235,12 @@ class StageLoop:
         told = self.world.gather(own)
         self._note_stop(told)
         squares = {plan: sum(one["squares"][plan] for one in told) for plan in told[0]["squares"]}
-        norm = math.sqrt(sum(squares.values())) if _finite(squares.values()) else math.nan
+        norm = math.sqrt(sum(squares.values())) if all_finite(squares.values()) else math.nan
         learned = Learned(
             loss=sum(one["total"] for one in told) / mass,
             norm=norm,
-            norms={plan: math.sqrt(value) for plan, value in squares.items() if _finite([value])},
-            sources=_joined([one["sources"] for one in told]),
+            norms={plan: math.sqrt(value) for plan, value in squares.items() if all_finite([value])},
+            sources=joined([one["sources"] for one in told]),
         )
         if not learned.trouble:
             self._audit(pictures="vision" not in unreached)
@@ -229,7 +261,7 @@ class StageLoop:
                     ranks = self.world.size if self.objective.is_divided else 1
                     (loss * (ranks / mass)).backward()
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY):
+            if _is_out_of_memory(error):
                 raise self._too_large(batch) from None
             raise
         return loss.detach().double(), losses_S
@@ -247,9 +279,10 @@ class StageLoop:
     def _audit(self, *, pictures: bool) -> None:
         """Once, and once more in the first step with pictures."""
         if not self._audited or (pictures and not self._seen_pictures):
-            audit = audit_gradients(
-                self.model, self.stage, self.optimiser, pictures=pictures, saved=self.saved, ranks=self.world
-            )
+            with self._together():
+                audit = audit_gradients(
+                    self.model, self.stage, self.optimiser, pictures=pictures, saved=self.saved, ranks=self.world
+                )
             self.told.audited(audit)
             self._audited, self._seen_pictures = True, pictures
 
@@ -268,10 +301,10 @@ class StageLoop:
         found: dict[str, tuple[float, int]] = {}
         for (pack, batch), weighing, losses_S in zip(kept, weighings, losses[: len(kept)], strict=True):
             sums = weighing.by_document(losses_S)
-            for place, total, count in zip(batch.kept, sums, weighing.supervised, strict=True):
+            for place, total, learned in zip(batch.kept, sums, weighing.supervised, strict=True):
                 name = self.data.examples.source(pack.samples[place])
                 before = found.get(name, (0.0, 0))
-                found[name] = before[0] + total, before[1] + count
+                found[name] = before[0] + total, before[1] + learned
         return found
 
     def _skip(self, trouble: str, batches: Sequence[Batch]) -> None:
@@ -281,12 +314,14 @@ class StageLoop:
             TrainError: this is one step too many.
         """
         self.troubles += 1
-        self.told.trouble(self.step + 1, trouble, batches)
+        ids = [name for one in self.world.gather(names(batches)) for name in one]
+        self.told.trouble(self.step + 1, trouble, batches, ids)
         if self.troubles >= self.stage.non_finite_steps:
+            self.can_be_saved = True
             raise TrainError(
                 f"stage {self.stage.name!r}, step {self.step + 1}: {trouble}; {self.troubles} steps of the stage were "
                 "skipped for that, so the run ends; no weight was changed by them. Lower the learning rate, or look at "
-                f"the samples of the last one: {', '.join(names(batches)[:50])}"
+                f"the samples of the last one: {', '.join(ids[:50])}"
             )
 
     def _seed(self, pack: Pack) -> None:
@@ -320,64 +355,5 @@ class StageLoop:
         return rate_factor(self.step, total, rising_steps(stage, total), stage.schedule, stage.least_rate)
 
 
-@dataclass(frozen=True)
-class Learned:
-    """Loss and gradient norms of a step, by plan, too; of one without anything to learn, none."""
-
-    loss: float | None = None
-    norm: float | None = None
-    norms: Mapping[str, float] = field(default_factory=dict)
-    sources: Mapping[str, tuple[float, int]] = field(default_factory=dict)
-
-    @property
-    def trouble(self) -> str:
-        """What is not finite."""
-        if self.loss is not None and not math.isfinite(self.loss):
-            return f"the loss is {self.loss}"
-        if self.norm is not None and not math.isfinite(self.norm):
-            return f"the norm of the gradients is {self.norm}"
-        return ""
-
-
-def _unreached(counts: Mapping[str, float]) -> set[PartName]:
-    """Parts that nothing in a step reaches."""
-    if not counts["pictures"]:
-        return {"vision", "connector", "newline"}
-    return set() if counts["newlines"] else {"newline"}
-
-
-def _counts(batches: Sequence[Batch], weighings: Sequence[Weighing]) -> dict[str, Any]:
-    return {
-        "mass": sum(weighing.mass for weighing in weighings),
-        "tokens": sum(batch.num_tokens for batch in batches),
-        "supervised": sum(batch.num_supervised for batch in batches),
-        "samples": sum(len(batch.lengths) for batch in batches),
-        "pictures": sum(len(batch.layouts) for batch in batches),
-        "patches": sum(layout.patches for batch in batches for layout in batch.layouts),
-        "packs": len(weighings),
-        "newlines": sum(_has_newlines(layout) for batch in batches for layout in batch.layouts),
-        "skipped": sum(len(batch.skipped) for batch in batches),
-    }
-
-
-def _has_newlines(layout: Layout) -> bool:
-    return any(block.newline or block.tail for block in layout.blocks)
-
-
-def _finite(values: Collection[float]) -> bool:
-    return all(map(math.isfinite, values))
-
-
-def _joined(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, int]]:
-    """Sums and counts of all ranks."""
-    found = {name: (0.0, 0) for part in parts for name in sorted(part)}
-    for part in parts:
-        for name, (total, count) in part.items():
-            found[name] = found[name][0] + total, found[name][1] + int(count)
-    return found
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)

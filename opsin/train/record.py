@@ -74,7 +74,8 @@ def differing(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _tokenizer_digest(recipe: Recipe) -> str:
-    return sha256_file(recipe.composition.language.tokenizer_path / TOKENIZER_FILE)
+    path = recipe.composition.language.tokenizer_path / TOKENIZER_FILE
+    return sha256_file(path) if path.is_file() else "missing"
 
 
 def check_samples(out: Path, samples: Mapping[str, str]) -> None:
@@ -108,6 +109,8 @@ def check_planned(stage: Stage, steps: Sequence[tuple[Pack, ...]], step: int, pl
 def forget_metrics(out: Path, recipe: Recipe, stage: int, step: int) -> None:
     """Drop the lines of metrics.jsonl after a step of a stage: those steps are taken again."""
     path = out / "metrics.jsonl"
+    if not path.exists():
+        return
     order = {stage.name: index for index, stage in enumerate(recipe.stages)}
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -15,13 +15,14 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from opsin.checkpoint.model import CHECKPOINTS, read_config
 from opsin.checkpoint.restore import restore_model
 from opsin.checkpoint.store import candidates, newest_whole, set_aside, sweep
-from opsin.core.errors import OpsinError, TrainError
+from opsin.core.errors import CheckpointError, OpsinError, TrainError
 from opsin.core.lock import RunLock
 from opsin.model.vlm import Vlm
 from opsin.train.beginning import first_model
@@ -104,17 +105,16 @@ def resume(
     recipe, changes = read_record(out, override=override)
     with joined(recipe.device, recipe.parallel.timeout) as world, _locked(out, world):
         hooks = _own(hooks, world)
-        folder, skipped = world.in_turn(lambda: newest_whole(out / CHECKPOINTS, weights_only=weights_only))
+        folder, skipped = _newest(out, world, weights_only=weights_only)
         for line in (*changes, *skipped):
             hooks.on_line(line)
         meta = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        _check_stage(recipe, meta, folder)
         index, step = (meta["stage"] + 1, 0) if meta["done"] else (meta["stage"], meta["step"])
         if index >= len(recipe.stages):
             hooks.on_line(f"{out}: all {len(recipe.stages)} stages are complete; nothing to do")
             return folder
         work = read_work(recipe, index, world, hooks)
-        if changes and world.rank == 0:  # from now on, this is the run
-            write_record(recipe, out, work.samples())
         if not override:
             check_samples(out, work.samples())
             check_planned(recipe.stages[index], work.steps[index], step, meta.get("planned"))
@@ -131,9 +131,48 @@ def resume(
                 if path == folder:
                     break
                 set_aside(path)  # skipped above; the run is about to make this checkpoint again
+            if changes:  # from now on, this is the run
+                write_record(recipe, out, work.samples())
         world.barrier()
         begin = From(index, step, folder if step else None, weights_only, meta.get("troubles", 0) if step else 0)
         return Run(work, out, world, hooks, benchmarks).stages(model, begin)
+
+
+def _newest(out: Path, world: World, *, weights_only: bool) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint, and what to say of others; one rank reads and hashes them for all.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found: tuple[Path, list[str]] | None = None
+    error: OpsinError | None = None
+    if world.rank == 0:
+        try:
+            found = newest_whole(out / CHECKPOINTS, weights_only=weights_only)
+        except OpsinError as problem:
+            error = problem
+    waiting = world.preparing if world.size > 1 else world
+    told = waiting.gather({"path": str(found[0]) if found else None, "error": None if error is None else str(error)})
+    if error is not None:
+        raise error
+    if told[0]["path"] is None:
+        raise CheckpointError(told[0]["error"])
+    return Path(told[0]["path"]), found[1] if found else []
+
+
+def _check_stage(recipe: Recipe, meta: dict[str, Any], folder: Path) -> None:
+    """Stages are counted: one that was put in, taken out or renamed would be taken for another.
+
+    Raises:
+        TrainError: the recipe's stage at the checkpoint's place has another name.
+    """
+    index, name = meta["stage"], meta.get("name")
+    held = recipe.stages[index].name if index < len(recipe.stages) else "none"
+    if name is not None and name != held:
+        raise TrainError(
+            f"{folder}: was saved in stage {name!r}, number {index + 1}, which is {held!r} in recipe.json now; give "
+            "the stages back their names and their order, or start a new run from this checkpoint (start_from)"
+        )
 
 
 @contextmanager

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
-import signal
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,6 @@ from opsin.checkpoint.places import MODEL, OPTIMISER, Place
 from opsin.checkpoint.restore import restore_model
 from opsin.checkpoint.saver import Saver, Snapshot
 from opsin.checkpoint.snapshot import whole_tensors
-from opsin.checkpoint.store import candidates
 from opsin.core.errors import (
     CheckpointError,
     DamagedError,
@@ -40,30 +35,31 @@ from opsin.model.config import Lora, ModuleName
 from opsin.model.lora import merge_lora
 from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
-from opsin.train.audit import Audit
 from opsin.train.checks import Benchmarks, Checker, read_checker
 from opsin.train.dump import write_dump
 from opsin.train.features import FeatureCache
 from opsin.train.flops import count_operations
 from opsin.train.hooks import Hooks
-from opsin.train.left_out import name_affected, name_damaged, tell_damaged
+from opsin.train.left_out import SKIPPED, name_affected, name_damaged, tell_damaged
 from opsin.train.loop import StageLoop, Told
+from opsin.train.messages import audit_line, last_good, stopped, warmup_lines
 from opsin.train.objective import Objective
-from opsin.train.optimiser import build_optimiser, optimiser_state, prepare_parts, restore_optimiser
+from opsin.train.optimiser import (
+    build_optimiser,
+    optimiser_state,
+    prepare_parts,
+    restore_optimiser,
+)
 from opsin.train.recipe import Stage, WarmStart
 from opsin.train.sharding import divide, local, same_everywhere
 from opsin.train.warm_start import warm_start
 from opsin.train.watch import Watch
-from opsin.train.work import DAMAGED, Work, stage_features
+from opsin.train.work import DAMAGED, Work, refuse_damaged, stage_features
 from opsin.train.world import World, answering
 
 METRICS = "metrics.jsonl"
 STATE = "train.json"
 """How far a run was at a checkpoint."""
-
-LAYER = re.compile(r".*?\.(?:layers|layer|blocks)\.\d+")
-"""How a weight's name begins, up to its layer."""
-
 
 Benchmarking = Callable[[Stage, Tokenizer], Benchmarks]
 """Gives the benchmarks that a stage asks for."""
@@ -99,6 +95,7 @@ class Run:
     benchmarks: Benchmarking = no_benchmarks
     _kept: int = 0
     _watch: Watch | None = None
+    _checkers: dict[int, Checker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make what saves the checkpoints."""
@@ -130,6 +127,10 @@ class Run:
 
     def _stages(self, model: Vlm, begin: From) -> Path:
         last = self.out
+        for index in self.work.data:  # all of them, before any compute is spent
+            checker = self._checker(self.work.recipe.stages[index])
+            if checker is not None:
+                self._checkers[index] = checker
         for index in range(begin.stage, len(self.work.recipe.stages)):
             if index > begin.stage and self.world.group is not None:
                 model = restore_model(last).to(self.world.device)  # as a resumed run does: divided weights stay divided
@@ -147,7 +148,9 @@ class Run:
         lora = prepare_parts(model, stage)
         if begin.folder is not None:
             fill_model(model, begin.folder)
-        checker = self._checker(stage)
+        for line in warmup_lines(stage, len(self.work.steps[index])):
+            self.hooks.on_line(line)
+        checker = self._checkers.get(index)
         features = self._features(model, stage, data.examples, checker)
         if begin.folder is None and stage.warm_start is not None and features is not None:
             self._warm_start(model, stage, stage.warm_start, features, data.examples)
@@ -213,6 +216,7 @@ class Run:
         features = stage_features(model, stage, examples, self.world, self.hooks, skip_bad=skip_bad)
         if checker is not None:
             features.add(checker.samples, attrgetter("seen"))
+            refuse_damaged(checker.samples, features, skip_bad=skip_bad)
             checker.features = features
         return features
 
@@ -238,18 +242,23 @@ class Run:
 
     def _told(self, stage: Stage) -> Told:
         return Told(
-            audited=lambda audit: self.hooks.on_line(_audit_line(stage, audit)),
-            damaged=lambda step, line: name_damaged(self.out, stage.name, step, line, self.hooks.on_line),
-            trouble=lambda step, why, batches: self._trouble(stage, step, why, batches),
+            audited=lambda audit: self.hooks.on_line(audit_line(stage, audit)),
+            damaged=lambda step, line: self._damaged(stage, step, line),
+            trouble=lambda step, why, batches, ids: self._trouble(stage, step, why, batches, ids),
         )
 
-    def _trouble(self, stage: Stage, step: int, why: str, batches: Sequence[Batch]) -> None:
-        path = write_dump(self.out / "dump", f"{stage.name}-{step:09d}", batches, self.world.rank)
-        ids = ", ".join(name for batch in batches for name in batch.ids[:50])
+    def _damaged(self, stage: Stage, step: int, line: str) -> None:
+        with self._tolerating(SKIPPED):
+            name_damaged(self.out, stage.name, step, line, self.hooks.on_line)
+
+    def _trouble(self, stage: Stage, step: int, why: str, batches: Sequence[Batch], ids: Sequence[str]) -> None:
+        folder, name = self.out / "dump", f"{stage.name}-{step:09d}"
         self.hooks.on_line(
             f"stage {stage.name!r}, step {step}: {why}; the step is skipped, no weight is changed. Its samples, in "
-            f"{path}: {ids}"
+            f"{folder}/{name}-rank*: {', '.join(ids[:50])}"
         )
+        with self._tolerating("dump"):
+            write_dump(folder, name, batches, self.world.rank)
 
     def _train(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora], checker: Checker | None) -> Path:
         """All steps of a stage that are left, and its last checkpoint."""
@@ -260,12 +269,15 @@ class Run:
                 self._steps(index, loop, lora, checker)
                 return self._end(index, loop, lora)
         except LostRankError as error:
-            raise LostRankError(f"{error}; {self._last_good()}") from None
-        except (StoppedError, CheckpointError, OutOfMemoryError):
+            raise LostRankError(f"{error}; {last_good(self.out)}") from None
+        except (StoppedError, OutOfMemoryError):
+            raise
+        except CheckpointError:  # of a save while training went on: what was done since is worth another one
+            self._emergency(index, loop, lora)
             raise
         except Exception as error:  # whatever it is, the work of hours is kept where that can be done
-            # Of errors that are not opsin's own the other ranks know nothing, and would not take part in a save.
-            if isinstance(error, OpsinError) or self.world.size == 1:
+            # Of most errors of one rank the others know nothing, and would not take part in a save.
+            if not loop.is_torn and (self.world.size == 1 or loop.can_be_saved):
                 self._emergency(index, loop, lora)
             if isinstance(error, DamagedError):
                 raise type(error)(f"{error}; {DAMAGED}") from None
@@ -279,7 +291,7 @@ class Run:
             if self._watch is not None:
                 self._watch.step(done)
             self.hooks.on_step(loop.stage, done, total)
-            if checker is not None and checker.is_due(loop.step, total):
+            if checker is not None and checker.is_due(loop.step, total) and loop.stopping is None:
                 checked = checker.check(loop.objective)
                 self._write(checked.as_dict(name, loop.step))
                 if self._watch is not None:
@@ -289,15 +301,23 @@ class Run:
                 return
             if loop.stopping is not None:
                 self._save(index, loop, lora, wait=True)
-                raise self._stopped(loop)
+                raise stopped(loop, self.out)
             if every and loop.step % every == 0:
                 self._save(index, loop, lora)
 
     def _write(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, there for others to read at once."""
         if self.world.rank == 0:
-            with (self.out / METRICS).open("a", encoding="utf-8") as metrics:
+            with self._tolerating(METRICS), (self.out / METRICS).open("a", encoding="utf-8") as metrics:
                 metrics.write(json.dumps(line) + "\n")
+
+    @contextmanager
+    def _tolerating(self, what: str) -> Iterator[None]:
+        """Files beside the checkpoints that cannot be written are told, and end nothing."""
+        try:
+            yield
+        except OSError as error:
+            self.hooks.on_line(f"{self.out / what}: could not be written ({error.strerror or error}); training goes on")
 
     def _end(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> Path:
         """Save the end of a stage, and fold its adapters into the weights for the next one."""
@@ -311,7 +331,7 @@ class Run:
                 merge_lora(loop.model.part(part))
             loop.model.requires_grad_(requires_grad=False).eval()
         if loop.stopping is not None and index + 1 < len(self.work.recipe.stages):
-            raise self._stopped(loop)
+            raise stopped(loop, self.out)
         return path
 
     def _save(
@@ -324,7 +344,13 @@ class Run:
         wait: bool = False,
         ordinary: bool = True,
     ) -> Path:
-        state = {"stage": index, "step": loop.step, "done": done, "troubles": loop.troubles} | loop.planned
+        state = {
+            "stage": index,
+            "name": loop.stage.name,
+            "step": loop.step,
+            "done": done,
+            "troubles": loop.troubles,
+        } | loop.planned
 
         def take() -> Snapshot:
             self._check_finite(loop)
@@ -368,25 +394,3 @@ class Run:
             self.hooks.on_line(f"no emergency checkpoint either: {error}")
             return
         self.hooks.on_line(f"the {loop.step} steps that were taken are saved in {path}")
-
-    def _stopped(self, loop: StageLoop) -> StoppedError:
-        name = signal.Signals(loop.stopping or 0).name
-        return StoppedError(
-            f"ended by {name} after step {loop.step} of {len(loop.steps)} of stage {loop.stage.name!r}, which is "
-            f"saved; go on with: opsin train --resume {shlex.quote(str(self.out))}",
-            loop.stopping or 0,
-        )
-
-    def _last_good(self) -> str:
-        for path in candidates(self.out / CHECKPOINTS)[:1]:
-            return f"the last good checkpoint is {path}; go on with: opsin train --resume {shlex.quote(str(self.out))}"
-        return "there is no checkpoint yet"
-
-
-def _audit_line(stage: Stage, audit: Audit) -> str:
-    trained = ", ".join(f"{part} {count:,}" for part, count in audit.scalars.items())
-    # A tower's layers behind the selected one, for example: not a mistake, but the reader should know.
-    places = Counter(found[0] if (found := LAYER.match(name)) else name for name in audit.unreached)
-    idle = ", ".join(place if count == 1 else f"{place} ({count} tensors)" for place, count in places.items())
-    unreached = f"; not used in this stage, so unchanged: {idle}" if idle else ""
-    return f"stage {stage.name!r}: gradient audit passed; trained parameters: {trained}{unreached}"

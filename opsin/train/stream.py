@@ -149,20 +149,24 @@ class _Packs(Sequence[Pack]):
         return rank_share(self._steps[self._first + step], self._rank, self._ranks)[place]
 
 
-def packs_from(steps: Sequence[tuple[Pack, ...]], first: int, rank: int = 0, ranks: int = 1) -> Sequence[Pack]:
-    """One rank's packs of all steps from one on, without planning a stream ahead.
+def check_ranks(steps: Sequence[tuple[Pack, ...]], ranks: int) -> None:
+    """Refuse ranks that cannot share the steps of a stream evenly.
 
     Raises:
-        TrainError: the ranks cannot share the steps of a stream evenly.
+        TrainError: with the numbers.
     """
-    if not isinstance(steps, StreamSteps):
-        return [pack for step in steps[first:] for pack in rank_share(step, rank, ranks)]
-    if steps.packs_per_step % ranks:
+    if isinstance(steps, StreamSteps) and steps.packs_per_step % ranks:
         raise TrainError(
             f"order: stream with packs_per_step {steps.packs_per_step} and {ranks} ranks: each must get as many; make "
             f"packs_per_step a multiple of {ranks}"
         )
-    return _Packs(steps, first, rank, ranks)
+
+
+def packs_from(steps: Sequence[tuple[Pack, ...]], first: int, rank: int = 0, ranks: int = 1) -> Sequence[Pack]:
+    """One rank's packs of all steps from one on, without planning a stream ahead."""
+    if isinstance(steps, StreamSteps):
+        return _Packs(steps, first, rank, ranks)
+    return [pack for step in steps[first:] for pack in rank_share(step, rank, ranks)]
 
 
 class Feed:

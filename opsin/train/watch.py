@@ -5,7 +5,8 @@ Only one rank has a `Watch`, and nothing that goes wrong in it ends the training
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,30 +36,41 @@ class Watch:
         self._live = LiveReport(run, on_line)
         self._scalars: Scalars | None = None
 
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (a report, or a library for one, must not end the training)
+            self._on_line(f"the report or TensorBoard could not be written: {type(error).__name__}: {error}")
+
     def begin(self, loop: StageLoop) -> None:
         """Before the steps of a stage."""
-        self._keep_samples(loop)
-        if self._tensorboard:
-            self._scalars = Scalars(self._run / "tensorboard" / loop.stage.name, loop.step + 1)
-        self._live.write()
+        with self._harmless():
+            self._keep_samples(loop)
+            if self._tensorboard:
+                self._scalars = Scalars(self._run / "tensorboard" / loop.stage.name, loop.step + 1)
+            self._live.write()
 
     def step(self, metrics: StepMetrics) -> None:
         """After a step whose line is in metrics.jsonl."""
-        if self._scalars is not None:
-            self._scalars.step(metrics)
-        self._live.update()
+        with self._harmless():
+            if self._scalars is not None:
+                self._scalars.step(metrics)
+            self._live.update()
 
     def check(self, step: int, checked: Checked) -> None:
         """After a check whose line is in metrics.jsonl."""
-        if self._scalars is not None:
-            self._scalars.check(step, checked)
+        with self._harmless():
+            if self._scalars is not None:
+                self._scalars.check(step, checked)
 
     def close(self) -> None:
         """After the steps of a stage, whatever has ended them."""
-        if self._scalars is not None:
-            self._scalars.close()
-        self._scalars = None
-        self._live.write()
+        with self._harmless():
+            if self._scalars is not None:
+                self._scalars.close()
+            self._scalars = None
+            self._live.write()
 
     def _keep_samples(self, loop: StageLoop) -> None:
         """Some of the samples as the model sees them; a stream's are not known yet."""

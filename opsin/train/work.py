@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from opsin.core.errors import DamagedError, DataError, TrainError
 from opsin.core.files import sha256_bytes
+from opsin.core.types import Example
 from opsin.data.corpus import Corpus
 from opsin.data.plan import Pack
 from opsin.model.lora import require_peft
@@ -17,7 +18,7 @@ from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.features import FeatureCache
 from opsin.train.hooks import Hooks
 from opsin.train.recipe import Recipe, Stage
-from opsin.train.stream import StreamSteps
+from opsin.train.stream import StreamSteps, check_ranks
 from opsin.train.world import World
 
 DAMAGED = (
@@ -50,6 +51,8 @@ def read_work(recipe: Recipe, first: int, world: World, hooks: Hooks) -> Work:
         TrainError: ranks have planned different steps.
     """
     work = world.in_turn(lambda: _read(recipe, first, hooks))
+    for steps in work.steps.values():
+        check_ranks(steps, world.size)
     plans = {recipe.stages[index].name: _digest(steps) for index, steps in work.steps.items()}
     for rank, other in enumerate(world.gather(plans)):
         if differing := [name for name in plans if other.get(name) != plans[name]]:
@@ -58,6 +61,20 @@ def read_work(recipe: Recipe, first: int, world: World, hooks: Hooks) -> Work:
                 "files, or run another version; give all ranks the same data"
             )
     return work
+
+
+def check_reach(stage: Stage, steps: Sequence[tuple[Pack, ...]]) -> None:
+    """Refuse a stage that would train what none of its samples reaches; of a stream nobody knows yet.
+
+    Raises:
+        TrainError: it trains encoder or connector, and has no pictures.
+    """
+    unreached = [group.name for group in stage.train.groups if group.part in ("vision", "connector", "newline")]
+    if unreached and not isinstance(steps, StreamSteps) and not any(pack.patches for step in steps for pack in step):
+        raise TrainError(
+            f"stage {stage.name!r} trains {', '.join(unreached)}, but none of its samples has a picture or video, so "
+            "nothing would reach them; correct 'data', or 'train'"
+        )
 
 
 def _digest(steps: Sequence[tuple[Pack, ...]]) -> str:
@@ -81,6 +98,7 @@ def _read(recipe: Recipe, first: int, hooks: Hooks) -> Work:
                 stage, recipe.composition, tokenizer, skip_bad=recipe.skip_bad, on_progress=hooks.on_read
             )
             steps[index] = plan_steps(data[index], stage, recipe.seed)
+            check_reach(stage, steps[index])
         except DataError as error:
             problems |= dict.fromkeys(error.problems)
             advice = advice or error.advice
@@ -100,14 +118,23 @@ def stage_features(
     limit = stage.cache_limit_gb
     cache = FeatureCache(model, examples.preparation, limit_gb=limit, ranks=world.preparing, on_line=hooks.on_line)
     added = cache.add(examples, attrgetter("seen"), hooks.on_features)
-    if cache.damaged and not skip_bad:
-        raise DataError(list(_damaged(examples, cache)), DAMAGED)
+    refuse_damaged(examples, cache, skip_bad=skip_bad)
     damaged = f", {cache.damaged} are damaged" if cache.damaged else ""
     hooks.on_line(f"stage {stage.name!r}: {added}{damaged}")
     return cache
 
 
-def _damaged(examples: Corpus, cache: FeatureCache) -> Iterator[str]:
+def refuse_damaged(examples: Sequence[Example], cache: FeatureCache, *, skip_bad: bool) -> None:
+    """Refuse samples with a medium that could not be decoded.
+
+    Raises:
+        DataError: there are some, all named, unless `skip_bad`.
+    """
+    if cache.damaged and not skip_bad and (problems := list(_damaged(examples, cache))):
+        raise DataError(problems, DAMAGED)
+
+
+def _damaged(examples: Sequence[Example], cache: FeatureCache) -> Iterator[str]:
     """What to say of every sample that has no features."""
     for example in examples:
         if example.seen:

@@ -48,7 +48,7 @@ def test_a_step_that_is_not_finite_can_be_computed_again_from_its_dump(
     folders = sorted((tmp_path / "run" / "dump").iterdir())
     assert [folder.name for folder in folders] == [f"instruct-{step:09d}-rank0" for step in (1, 2, 3)]
     told = [line for line in lines if "the step is skipped" in line]
-    assert [str(folder) in line for folder, line in zip(folders, told, strict=True)] == [True] * 3
+    assert [str(folder)[:-1] + "*" in line for folder, line in zip(folders, told, strict=True)] == [True] * 3
     batches = [batch for folder in folders for batch in read_dump(folder)]
     (model,) = models  # whose weights no step has changed
     again = [

@@ -11,7 +11,7 @@ from opsin.data.plan import Pack
 from opsin.model.loss import supervised_loss
 from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.loop import StageLoop
-from opsin.train.objective import Objective, names
+from opsin.train.objective import Objective
 from opsin.train.optimiser import build_optimiser, optimiser_state, prepare_parts, store_parts
 from opsin.train.recipe import Stage
 from tests.support.models import tiny_vlm, write_data
@@ -121,7 +121,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_three_of_them_end_the_run
     loop = loop_of(tmp_path, batch_tokens=60, epochs=4)
     loop.take_step()
     told: list[tuple[int, str, list[str]]] = []
-    loop.told.trouble = lambda step, why, batches: told.append((step, why, names(batches)))
+    loop.told.trouble = lambda step, why, _batches, ids: told.append((step, why, list(ids)))
     original = Objective.forward
 
     def poisoned(self: Objective, batch: Batch, weights_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
