@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart mixture test lint types assets docs slow clean
+.PHONY: help install quickstart mixture test lint types assets docs slow clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -20,6 +20,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+install: $(VENV)/.installed     ## make the environment, .venv
 
 quickstart: $(VENV)/.installed  ## train and evaluate a small vision-language model on real pictures (OUT=runs/quickstart)
 	$(BIN)/opsin quickstart --out $(OUT)

@@ -67,8 +67,8 @@ def test_a_run_says_what_it_trains_on_how_fast_and_where_the_result_is(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a recipe to train, or --resume RUN to go on with one, not both"),
-        (["RECIPE", "--resume", "RUN"], "give a recipe to train, or --resume RUN to go on with one, not both"),
+        ([], "give a recipe to train, or --resume RUN to go on with a run"),
+        (["RECIPE", "--resume", "RUN"], "give a recipe to train, or --resume RUN to go on with a run"),
         (["--resume", "RUN", "--out", "other"], "--resume goes on with the run as it is: only --weights-only and --ov"),
         (["--resume", "RUN", "--skip-bad"], "--resume goes on with the run as it is: only --weights-only and --ov"),
         (["RECIPE", "--weights-only"], "--weights-only and --override go with --resume RUN"),

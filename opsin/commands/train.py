@@ -50,7 +50,8 @@ def train(
     Ctrl-C (or SIGTERM) ends the step, saves and leaves; a second Ctrl-C leaves at once. --resume goes on.
     """
     if (recipe is None) == (resume is None):
-        raise OpsinError("give a recipe to train, or --resume RUN to go on with one, not both")
+        both = ", not both" if recipe is not None else ""
+        raise OpsinError(f"give a recipe to train, or --resume RUN to go on with a run{both}")
     if resume is not None:
         if overrides or out is not None or skip_bad or stages is not None or dry_run:
             raise OpsinError("--resume goes on with the run as it is: only --weights-only and --override go with it")

@@ -9,9 +9,11 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, the request of a scheduler or of `kill`, and the warning that schedulers can be told to give earlier."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C, the request of a scheduler or of `kill`, the warning that schedulers can be told to give earlier, and a
+terminal that is closed."""
 
+SHOW_CURSOR = b"\x1b[?25h"
 NOTICE = b"\nfinishing the step, then saving; Ctrl-C again: leave at once\n"
 
 
@@ -37,7 +39,8 @@ class Stop:
         """Install the handlers."""
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(
@@ -57,4 +60,6 @@ class Stop:
             with suppress(OSError):  # nobody reads it any more
                 os.write(2, NOTICE)  # not through sys.stderr, which may be in the middle of a write
         elif number == signal.SIGINT:
+            if os.isatty(2):  # a progress bar hides the cursor
+                os.write(2, SHOW_CURSOR)
             os._exit(128 + number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 import torch
@@ -73,8 +73,9 @@ class ProgressHooks:
         )
 
     def on_line(self, line: str) -> None:
-        """Print one line above any bar."""
-        self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        """Print one line above any bar; nobody may be reading any more (`| head`, a terminal that is closed)."""
+        with suppress(OSError):
+            self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def on_read(self, name: str, more: int) -> None:
         """Progress of reading a source, of which nobody knows how many samples it has."""

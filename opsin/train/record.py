@@ -23,10 +23,10 @@ from opsin.train.recipe import Recipe, Stage
 from opsin.train.stream import StreamSteps
 
 
-def write_record(recipe: Recipe, out: Path, samples: Mapping[str, str]) -> None:
+def write_record(recipe: Recipe, out: Path, samples: Mapping[str, str], ranks: int = 1) -> None:
     """Write RUN/recipe.json and RUN/run.json; `samples` names, for every stage, what its samples cost."""
     write_json(out / "recipe.json", recipe.model_dump(mode="json"))
-    write_json(out / "run.json", _provenance(recipe) | {"samples": dict(samples)})
+    write_json(out / "run.json", _provenance(recipe) | {"ranks": ranks, "samples": dict(samples)})
 
 
 def read_record(out: Path, *, override: bool = False) -> tuple[Recipe, list[str]]:

@@ -18,10 +18,13 @@ from opsin.model.vlm import Vlm
 from opsin.text.tokenizer import Tokenizer
 from opsin.train.audit import audit_gradients
 from opsin.train.beginning import first_model
+from opsin.train.checks import read_checker
 from opsin.train.data import StageData, plan_steps, read_stage
 from opsin.train.optimiser import build_optimiser, prepare_parts, store_parts
 from opsin.train.parts import Group
 from opsin.train.recipe import Recipe, Stage
+from opsin.train.work import check_reach
+from opsin.train.world import device_of
 
 STREAMED = 20
 """Steps that are looked at of a stage that streams."""
@@ -66,13 +69,15 @@ def rehearse(recipe: Recipe) -> Iterator[Rehearsed]:
     """
     tokenizer = Tokenizer.load(recipe.composition.language.tokenizer_path)
     torch.manual_seed(recipe.seed)
-    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
-    model = first_model(recipe).to("cuda" if on_gpu else "cpu")
+    model = first_model(recipe).to(device_of(recipe.device))
     model.precision = recipe.precision
     store_parts(model, recipe.stages, recipe.precision)
     for stage in recipe.stages:
         data = read_stage(stage, recipe.composition, tokenizer, skip_bad=recipe.skip_bad)
-        yield _stage(model, stage, data, _telling(plan_steps(data, stage, recipe.seed)))
+        steps = plan_steps(data, stage, recipe.seed)
+        check_reach(stage, steps)
+        read_checker(stage, recipe.composition, tokenizer, seed=recipe.seed, skip_bad=recipe.skip_bad)
+        yield _stage(model, stage, data, _telling(steps))
 
 
 def _telling(steps: Sequence[tuple[Pack, ...]]) -> Pack:

@@ -71,7 +71,7 @@ def _begin(work: Work, out: Path, world: World, hooks: Hooks, benchmarks: Benchm
     _check_new(out)
     recipe = work.recipe
     if world.rank == 0:
-        write_record(recipe, out, work.samples())
+        write_record(recipe, out, work.samples(), world.size)
         for name in (METRICS, SKIPPED, SHORTENED):  # of a run that ended before its first checkpoint
             (out / name).unlink(missing_ok=True)
         for index, data in work.data.items():
@@ -131,11 +131,12 @@ def resume(
                 if path == folder:
                     break
                 set_aside(path)  # skipped above; the run is about to make this checkpoint again
-            if changes:  # from now on, this is the run
-                write_record(recipe, out, work.samples())
         world.barrier()
         begin = From(index, step, folder if step else None, weights_only, meta.get("troubles", 0) if step else 0)
-        return Run(work, out, world, hooks, benchmarks).stages(model, begin)
+        run = Run(work, out, world, hooks, benchmarks)
+        if changes and world.rank == 0:  # once the checkpoint fits, this is the run
+            run.on_begun = lambda: write_record(recipe, out, work.samples(), world.size)
+        return run.stages(model, begin)
 
 
 def _newest(out: Path, world: World, *, weights_only: bool) -> tuple[Path, list[str]]:

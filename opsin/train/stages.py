@@ -93,6 +93,7 @@ class Run:
     world: World
     hooks: Hooks
     benchmarks: Benchmarking = no_benchmarks
+    on_begun: Callable[[], None] = lambda: None
     _kept: int = 0
     _watch: Watch | None = None
     _checkers: dict[int, Checker] = field(default_factory=dict)
@@ -176,6 +177,7 @@ class Run:
             skip_bad=recipe.skip_bad,
             told=self._told(stage),
         )
+        self.on_begun()
         self.hooks.on_stage(stage, loop)
         with closing(loop), self._watching(loop):
             return self._train(index, loop, lora, checker)

@@ -53,7 +53,7 @@ def in_step(stage: str, step: int, number: int) -> Hooks:
     return Hooks(on_step=note)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize(("stage", "step"), [("align", 1), ("align", 4), ("instruct", 3)])
 def test_a_signal_ends_the_step_saves_and_the_run_goes_on_bit_for_bit(
     tmp_path: Path, number: signal.Signals, stage: str, step: int

@@ -6,6 +6,7 @@ python -m tests.support.recipe_keys
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def _section(name: str, node: dict[str, Any]) -> str:
 def _default(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, str) and "\n" in value:
+        return f"`{json.dumps(value)}`"
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("\n...")
     return f"`{text}`" if len(text) <= 40 else "its own"
 
@@ -79,7 +82,10 @@ def _words(node: dict[str, Any]) -> str:
 def _array(node: dict[str, Any]) -> str:
     if "prefixItems" in node:
         return " and ".join(_words(one) for one in node["prefixItems"])
-    return f"list of {_words(node['items'])}"
+    one = _words(node["items"])
+    if node["items"].get("$ref", "").endswith("/PartPlan"):
+        return f"{one}, a list of them for different layers, or `frozen`"
+    return f"list of {one}"
 
 
 def _bounds(node: dict[str, Any]) -> str:
