@@ -96,4 +96,4 @@ def test_train_resume_and_a_changed_byte(tmp_path: Path) -> None:
 def test_a_recipe_or_a_run_not_both() -> None:
     done = opsin("train")
     assert done.returncode == 2
-    assert "give a recipe to train, or --resume RUN to go on with one" in done.stderr
+    assert "give a recipe to train, or --resume RUN to go on with a run" in done.stderr

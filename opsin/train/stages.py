@@ -315,10 +315,12 @@ class Run:
 
     @contextmanager
     def _tolerating(self, what: str) -> Iterator[None]:
-        """Files beside the checkpoints that cannot be written are told, and end nothing."""
+        """Files beside the checkpoints that cannot be written are told, and end nothing but where all is gone."""
         try:
             yield
         except OSError as error:
+            if not self.out.is_dir():
+                raise
             self.hooks.on_line(f"{self.out / what}: could not be written ({error.strerror or error}); training goes on")
 
     def _end(self, index: int, loop: StageLoop, lora: dict[ModuleName, Lora]) -> Path:

@@ -74,9 +74,18 @@ def test_an_error_in_the_background_is_raised_by_the_next_call_once(tmp_path: Pa
         saver = Saver(tmp_path, on_error="stop")
         saver.save(Place(0, 1), "align", lambda: snapshot(write=full))
         with pytest.raises(CheckpointError, match=r"could not be saved \(No space left on device"):
-            save(saver, 2) if call == "save" else saver.finish()
+            saver.save(Place(0, 2), "align", snapshot) if call == "save" else saver.finish()
         saver.finish()
     assert names(tmp_path) == []
+
+
+def test_an_error_in_the_background_is_told_before_a_save_that_is_waited_for_which_succeeds(tmp_path: Path) -> None:
+    lines: list[str] = []
+    saver = Saver(tmp_path, on_error="stop", on_line=lines.append)
+    saver.save(Place(0, 1), "align", lambda: snapshot(write=full))
+    path = saver.save(Place(0, 2, done=True), "align", snapshot, wait=True)
+    assert "00-align-000000001: could not be saved (No space left on device; " in lines[0]
+    assert names(tmp_path) == [path.name]
 
 
 def test_with_continue_it_is_told_and_the_next_save_succeeds(tmp_path: Path) -> None:
