@@ -75,13 +75,15 @@ def train_all(folder: Path, cases: list[str]) -> dict[str, list[dict[str, Any]]]
     return found
 
 
-def assert_same_steps(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
+def assert_same_steps(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float = 1e-5, norms: float = 1e-3
+) -> None:
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         for key in ("tokens", "supervised", "samples", "pictures", "patches", "packs", "lr", "stage", "step"):
             assert one[key] == other[key], key
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
-        assert one["norms"] == pytest.approx(other["norms"], rel=100 * tolerance, abs=1e-6)
+        assert one["norms"] == pytest.approx(other["norms"], rel=norms, abs=1e-6)
         assert one["sources"].keys() == other["sources"].keys()
 
 
@@ -143,7 +145,7 @@ def test_hybrid_sharding_of_four_ranks_and_bfloat16_of_two(tmp_path: Path, monke
     shared = together(4, _train_once, recipe.model_copy(update={"parallel": parallel}), tmp_path / "four")[0]
     assert_same_steps(shared, alone)
     low = recipe.model_copy(update={"precision": "bf16"})
-    assert_same_steps(together(2, _train_once, low, tmp_path / "low")[0], train(low, tmp_path / "low-one"), 5e-3)
+    assert_same_steps(together(2, _train_once, low, tmp_path / "low")[0], train(low, tmp_path / "low-one"), 5e-3, 0.05)
     uneven = recipe.model_copy(update={"parallel": parallel.model_copy(update={"group_size": 3})})
     answers = launched(2, _train_once, uneven, tmp_path / "uneven")
     assert all("hybrid sharding: 2 ranks are no whole groups of 3; correct group_size" in why for _, why in answers)
