@@ -56,7 +56,7 @@ def test_the_list_needs_no_torch_and_little_time() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 3  # on a busy machine; 0.4 s on a quiet one
     assert {"torch", "transformers", "numpy"} & set(done.stdout.split()) == set()
-    assert "opsin.train.yaml_lines" in done.stdout.split()
+    assert "opsin.core.yaml_lines" in done.stdout.split()
 
 
 def test_a_recipe_is_shown_and_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def list_recipes(as_json: Json = False) -> None:
 
 
 def _listed(name: str, path: Path) -> Listed:
-    from opsin.train.yaml_lines import read_yaml
+    from opsin.core.yaml_lines import read_yaml
 
     text = path.read_text(encoding="utf-8")
     value = read_yaml(text, {}).value  # variables that are not set do not matter here

@@ -126,6 +126,18 @@ class StoppedError(OpsinError):
         super().__init__(message)
 
 
+class TeacherError(OpsinError):
+    """A teacher that cannot be asked at all (wrong key, no such model, no quota left): asking on is of no use."""
+
+
+class UnansweredError(OpsinError):
+    """One request that got no answer after all retries; others may, and so may it in another run."""
+
+
+class BudgetError(OpsinError):
+    """The next request might cost more than what is left of the budget."""
+
+
 class AssetError(OpsinError):
     """An asset that cannot be fetched, or whose checksum is wrong."""
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from opsin.core.errors import AssetError
 from opsin.quickstart.stamps import Skipped
 from opsin.synthesize.english import article, capitalised
-from opsin.synthesize.rules import BRIEF_INSTRUCTIONS, BRIEF_QUESTION, YES_NO, Exchange
+from opsin.synthesize.rules import BRIEF_INSTRUCTIONS, BRIEF_QUESTION, YES_NO
+from opsin.synthesize.subject import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -36,7 +36,8 @@ from opsin.quickstart.scenes import compose, most_members, plan_scene
 from opsin.quickstart.stamps import Stamp, read_stamps, view
 from opsin.synthesize.context import Vocabulary
 from opsin.synthesize.english import sentence
-from opsin.synthesize.rules import BRIEF_INSTRUCTIONS, YES_NO, Exchange, counting
+from opsin.synthesize.rules import BRIEF_INSTRUCTIONS, YES_NO, counting
+from opsin.synthesize.subject import Exchange
 from opsin.vision.video import video_facts
 
 SEED = 0

@@ -9,10 +9,10 @@ from opsin.synthesize.rules import (
     GROUP_QUESTION,
     TOTAL_QUESTION,
     YES_NO,
-    Exchange,
     group_check,
     group_count,
 )
+from opsin.synthesize.subject import Exchange
 
 if TYPE_CHECKING:
     import random

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from opsin.evaluate.questions import Task
     from opsin.quickstart.stamps import Skipped
-    from opsin.synthesize.rules import Exchange
+    from opsin.synthesize.subject import Exchange
 
 Kind = Literal["conversation", "detail", "reasoning"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import random
@@ -31,12 +31,19 @@ class Thing:
         return self.category[0]
 
 
+Exhaustive = Literal["everything", "categories", "nothing"]
+"""What the things of a picture are: all that is in it; all of every category that the collection knows (COCO); or only
+some. It decides what may be counted, and what may be called absent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The symbolic form of one picture."""
+    """The symbolic form of one picture. `text` is what is written in it (documents)."""
 
     captions: tuple[str, ...]
     things: tuple[Thing, ...]
+    exhaustive: Exhaustive = "everything"
+    text: str = ""
 
     def counts(self) -> Counter[str]:
         """Number of things per group."""

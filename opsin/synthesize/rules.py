@@ -6,11 +6,11 @@ question that needs facts to be combined). Each is a pure function of the contex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.english import capitalised, definite, is_plural, listing, number, sentence, verb
+from opsin.synthesize.subject import Exchange
 
 if TYPE_CHECKING:
     import random
@@ -47,14 +47,6 @@ YES_NO = {True: "Yes", False: "No"}
 
 CLEARLY_APART = 0.12
 """Centres nearer than this fraction of the picture are not called left, right, above or below each other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A question and its answer."""
-
-    question: str
-    answer: str
 
 
 def group_check(label: str) -> str:

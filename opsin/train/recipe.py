@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError, OpsinError, RecipeError
 from opsin.core.paths import ExistingFile, ExistingFolder, ExistingStart
+from opsin.core.validate import load_config
 from opsin.data.costs import Kind
 from opsin.data.mixture import check_shares
 from opsin.data.plan import Budget
@@ -21,7 +22,6 @@ from opsin.model.pretrained import Value
 from opsin.text.templates import Template
 from opsin.train.packaged import find_recipe
 from opsin.train.parts import Rate, Trained, missing_parts
-from opsin.train.validate import load_config
 from opsin.vision.resolution import Resolution
 
 PATCHES_PER_TOKEN = 32

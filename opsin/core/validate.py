@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from opsin.core.errors import RecipeError
-from opsin.train.yaml_lines import Key, KeyPath, YamlDocument, dotted, read_yaml
+from opsin.core.yaml_lines import Key, KeyPath, YamlDocument, dotted, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

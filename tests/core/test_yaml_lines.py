@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opsin.train.yaml_lines import MAX_INTEGER_CHARACTERS, read_yaml
+from opsin.core.yaml_lines import MAX_INTEGER_CHARACTERS, read_yaml
 
 
 @pytest.mark.parametrize("value", ["!!int abc", "!!float abc", "!!bool abc", "!!null abc", '!!int "1.5"'])

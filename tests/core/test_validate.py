@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from opsin.core.errors import RecipeError
-from opsin.train.validate import load_config
-from opsin.train.yaml_lines import read_yaml
+from opsin.core.validate import load_config
+from opsin.core.yaml_lines import read_yaml
 
 
 class Value(BaseModel):
