@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opsin.cli import app, main
-from opsin.train.packaged import packaged
+from opsin.core.packaged import packaged
 from tests.support.backbones import TINY, variables
 
 RUNNER = CliRunner()

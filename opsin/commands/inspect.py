@@ -53,7 +53,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a model sees: tokens, what is learned, pictures with tiles and patches, packs; or what a file holds."""
-    from opsin.train.packaged import is_packaged
+    from opsin.core.packaged import is_packaged
 
     if file.suffix in RECIPES or is_packaged(file):
         if image_root is not None or model is not None:

@@ -17,7 +17,7 @@ Name = Annotated[str, typer.Argument(help="A recipe's name, as `opsin recipes li
 
 @dataclass(frozen=True)
 class Listed:
-    """A recipe: what its first line says, and what its stages train."""
+    """A recipe: what its first line says, and what its stages train, or which kinds of samples it makes."""
 
     name: str
     about: str
@@ -25,10 +25,8 @@ class Listed:
 
 
 def list_recipes(as_json: Json = False) -> None:
-    """List the recipes: what each is, and what its stages train."""
-    from opsin.train.packaged import packaged
-
-    found = [_listed(name, path) for name, path in packaged().items()]
+    """List the recipes: what each is, and what its stages train or make."""
+    found = [_listed(name, path) for name, path in _known().items()]
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
         return
@@ -44,7 +42,10 @@ def _listed(name: str, path: Path) -> Listed:
 
     text = path.read_text(encoding="utf-8")
     value = read_yaml(text, {}).value  # variables that are not set do not matter here
-    stages = {stage["name"]: [_trained(*part) for part in stage["train"].items()] for stage in value["stages"]}
+    if "kinds" in value:
+        stages = {"synthesize": [kind["kind"] for kind in value["kinds"]]}
+    else:
+        stages = {stage["name"]: [_trained(*part) for part in stage["train"].items()] for stage in value["stages"]}
     return Listed(name, text.partition("\n")[0].removeprefix("# "), stages)
 
 
@@ -74,8 +75,16 @@ def copy_recipe(
 
 
 def _file(name: str) -> Path:
-    from opsin.train.packaged import no_such, packaged
+    from opsin.core.packaged import no_such
 
-    if name not in packaged():
-        raise OpsinError(no_such(name))
-    return packaged()[name]
+    known = _known()
+    if name not in known:
+        raise OpsinError(no_such(name, known))
+    return known[name]
+
+
+def _known() -> dict[str, Path]:
+    """Recipes to train with, then those to synthesize with."""
+    from opsin.core.packaged import SYNTHESIS, packaged
+
+    return packaged() | packaged(SYNTHESIS)

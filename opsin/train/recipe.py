@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from opsin.core.errors import ModelError, OpsinError, RecipeError
+from opsin.core.packaged import find_recipe
 from opsin.core.paths import ExistingFile, ExistingFolder, ExistingStart
 from opsin.core.validate import load_config
 from opsin.data.costs import Kind
@@ -20,7 +21,6 @@ from opsin.data.sources import Source
 from opsin.model.config import ModelConfig
 from opsin.model.pretrained import Value
 from opsin.text.templates import Template
-from opsin.train.packaged import find_recipe
 from opsin.train.parts import Rate, Trained, missing_parts
 from opsin.vision.resolution import Resolution
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from opsin.train.packaged import packaged
+from opsin.core.packaged import packaged
 from opsin.train.recipe import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opsin.core.errors import RecipeError
-from opsin.train.packaged import find_recipe, is_packaged, packaged
+from opsin.core.packaged import find_recipe, is_packaged, packaged
 from opsin.train.recipe import load_recipe
 
 PUBLISHED = ("llava-v1", "llava-1.5", "llava-1.5-lora", "llava-onevision", "qwen2-vl")
