@@ -58,6 +58,8 @@ class Task:
     kind: str
     subject: Subject
     seed: str
+    draw: int = 0
+    """Which of the samples that the kind makes of this subject."""
 
 
 def seed_of(seed: int, identity: str) -> str:

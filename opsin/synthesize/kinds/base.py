@@ -46,6 +46,8 @@ class KindBase(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    by_rules_possible: ClassVar[bool] = True
+    """Whether the offline teacher can make it."""
     needs_vision: ClassVar[bool] = False
     """Whether the teacher must see the pictures."""
 
