@@ -128,6 +128,7 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_learns_what_the_page_about_training_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

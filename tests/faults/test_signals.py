@@ -22,19 +22,11 @@ from opsin.train.run import resume, start
 from tests.support.models import recipe_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from opsin.train.metrics import StepMetrics
     from opsin.train.recipe import Stage
-
-
-@pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Under nohup the tests themselves would ignore a closed terminal, and then so does training."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 def recipe_of(folder: Path, **changes: Any) -> Recipe:
