@@ -16,6 +16,8 @@ class Finding:
 
     check: str
     text: str
+    refuses: bool = True
+    """False for what is only reported (`checks.hallucination: report`): the sample is made all the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,36 @@
+"""Whether a sample tells positions in numbers, as only the boxes of the context have them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from opsin.synthesize.checks.words import shown
+from opsin.synthesize.outcome import Finding
+
+if TYPE_CHECKING:
+    from opsin.synthesize.subject import Exchange
+
+COORDINATES = "coordinates"
+
+_NUMBER = r"-?\d*\.?\d+"
+_POSITIONS = re.compile(
+    rf"[\[(]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)
+    r"|(?<![\d.,$€£¥])(?:0?\.\d{2,}|1\.000?)(?![\d%]|\.\d)"  # 0.345; not $0.99, not 10.25
+    r"|\b[xy][12]?\s*=\s*-?\d[\d.]*"
+    r"|\b\d+\s*(?:px|pixels)\b",
+    re.IGNORECASE,
+)
+
+
+def coordinates(exchanges: Sequence[Exchange], known: str) -> Iterator[Finding]:
+    """Numbers that look like places in a picture, unless they stand in `known`, the captions and texts."""
+    for number, exchange in enumerate(exchanges, 1):
+        for name, text in (("question", exchange.question), ("answer", exchange.answer)):
+            found = dict.fromkeys(match[0] for match in _POSITIONS.finditer(text) if match[0] not in known)
+            if found:
+                told = ", ".join(shown(position) for position in found)
+                yield Finding(
+                    COORDINATES, f"{name} {number} holds {told}; say where things are in words, without numbers"
+                )

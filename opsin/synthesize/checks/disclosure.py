@@ -1,0 +1,81 @@
+"""Whether a sample gives away that its teacher read about the picture instead of seeing it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from opsin.synthesize.checks.words import shown
+from opsin.synthesize.outcome import Finding
+
+if TYPE_CHECKING:
+    from opsin.synthesize.subject import Exchange
+
+DISCLOSURE = "disclosure"
+
+_SOURCE = (
+    r"(?:captions?|descriptions?|sentences?|annotations?|contexts?|information|metadata|input|prompt|details|data)"
+)
+_GIVEN = r"(?:provided|given|supplied|available|above|following|aforementioned)"
+
+_ALWAYS = re.compile(
+    rf"""\b(?:
+    bounding[ -]box(?:es)?
+    | (?:object|box|image|normali[sz]ed|pixel|the|its|their|x|y)[ ]coordinates?
+    | coordinates[ ](?:of|for|given|provided|show|indicate|suggest)
+    | image[ ]annotations? | annotated[ ](?:objects?|image|picture|as|with)
+    | annotations?[ ](?:says?|shows?|of|for|in|indicate)
+    | (?:object|detection)[ ](?:list|detections?|labels?) | list[ ]of[ ](?:objects|detections)
+    | (?:based[ ](?:up)?on|from|according[ ]to|given|in|per|by|using|with)
+      [ ](?:the[ ]|this[ ]|these[ ]|any[ ])?{_GIVEN}[ ]{_SOURCE}
+    | (?:the|this|these|your|five|all|no|any)[ ]{_GIVEN}[ ]{_SOURCE}
+    | {_SOURCE}[ ](?:(?:that|which)[ ])?(?:(?:is|are|was|were|you|i)[ ])?(?:been[ ])?(?:provided|given|supplied)
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Never said by anyone who looks at a picture."""
+
+_READ = re.compile(
+    r"""\b(?:
+    captions? | captioned | annotations? | annotated
+    | (?:according[ ]to|based[ ]on|mentioned[ ]in|stated[ ]in|described[ ]in|specified[ ]in|listed[ ]in|in)
+      [ ](?:the|this|these|my|your)[ ](?:descriptions?|sentences?|text|contexts?|information|statements?)
+    | (?:the|this|each|one|another|first|second|third|last|these)
+      [ ](?:descriptions?|sentences?|text|contexts?|statements?)
+      [ ](?:also[ ]|only[ ]|does[ ]not[ ]|do[ ]not[ ]|doesn't[ ]|don't[ ])?
+      (?:says?|states?|mentions?|mentioned|describes?|tells?|indicates?|notes?|specif(?:y|ies)|suggests?)
+    | (?:is|are|was|were)[ ](?:not[ ])?(?:explicitly[ ]|specifically[ ])?(?:mentioned|specified|described|stated)
+      [ ](?:in|by)[ ]the[ ](?:text|description|sentences?)
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Said of something that is read; right in a document, wrong of a picture."""
+
+_BOX = re.compile(r"\bbox(?:es)?\b", re.IGNORECASE)
+_REQUEST = re.compile(
+    r"(?i)^\W*caption\b|\b(?:give|write|provide|suggest|create|compose|generate|make)\b[^.?!]*\bcaption"
+)
+"""A question may ask for a caption; an answer that speaks of one has seen one."""
+
+
+def disclosure(
+    exchanges: Sequence[Exchange], seen: Collection[str], *, documents: bool, grounded: bool
+) -> Iterator[Finding]:
+    """Words that only somebody uses who was given sentences and boxes.
+
+    `seen` are the words of the context: what is truly in the picture (a cardboard box, a caption on a sign) may be
+    spoken of. `documents`: there is text to be read in the picture.
+    """
+    for number, exchange in enumerate(exchanges, 1):
+        for name, text in (("question", exchange.question), ("answer", exchange.answer)):
+            found = {match[0].lower(): None for match in _ALWAYS.finditer(text)}
+            if not documents:
+                request = name == "question" and _REQUEST.search(text) is not None
+                read = (match[0].lower() for match in _READ.finditer(text))
+                found |= {said: None for said in read if not (said in seen or (request and "caption" in said))}
+            if grounded and not {"box", "boxes"} & set(seen):
+                found |= {match[0].lower(): None for match in _BOX.finditer(text) if not any("box" in f for f in found)}
+            if found:
+                said = ", ".join(shown(phrase) for phrase in found)
+                yield Finding(DISCLOSURE, f"{name} {number} says {said}; speak as somebody who only sees the picture")

@@ -1,0 +1,125 @@
+"""All checks on an answer: first as it came, then as the sample that was read from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from opsin.synthesize.checks.concepts import concepts
+from opsin.synthesize.checks.control import control
+from opsin.synthesize.checks.coordinates import coordinates
+from opsin.synthesize.checks.disclosure import disclosure
+from opsin.synthesize.checks.form import form
+from opsin.synthesize.checks.hallucination import Known, count, hallucination
+from opsin.synthesize.checks.injection import injection
+from opsin.synthesize.checks.language import language
+from opsin.synthesize.checks.leakage import leakage
+from opsin.synthesize.checks.length import length, repetition
+from opsin.synthesize.outcome import Finding
+
+if TYPE_CHECKING:
+    from opsin.synthesize.check_values import Checks
+    from opsin.synthesize.context import Context, Vocabulary
+    from opsin.synthesize.kinds.base import Expected
+    from opsin.synthesize.request import Finish
+    from opsin.synthesize.subject import Exchange
+
+CUT, EMPTY, REFUSAL, SIZE = "cut", "empty", "refusal", "size"
+
+MOST_CHARACTERS = 100_000
+"""Of a whole answer: some hundred times what any kind asks for."""
+
+_REFUSES = re.compile(
+    r"""^\W*(?:
+    i(?:['’]m|[ ]am)[ ](?:(?:very|so|really)[ ])?(?:sorry|unable|not[ ]able|afraid)
+    | sorry\b | unfortunately,[ ]i\b | as[ ]an[ ]ai\b | i[ ](?:cannot|can['’]t|can[ ]not|won['’]t)\b
+    | i[ ]do(?:[ ]not|n['’]t)[ ](?:have|see)[ ](?:access|the[ ]ability|an?[ ]image|any[ ]image)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+REPAIR = (
+    "That answer cannot be used:\n{findings}\n"
+    "Write the whole answer again, in the same form and with everything else that was asked for. "
+    "Do not mention these remarks, and do not apologise."
+)
+MOST_TOLD = 12
+"""Findings that a teacher is told of at once."""
+
+_BRACKETS = str.maketrans("<>|[]", "‹›¦()")
+"""A server could take a mark that is quoted to the teacher for its own."""
+
+
+def examine_raw(raw: str, finish: Finish) -> tuple[Finding, ...]:
+    """What is wrong with an answer before it is read; then there is no use in reading it."""
+    if len(raw) > MOST_CHARACTERS:
+        return (Finding(SIZE, f"the answer has {len(raw):,} characters, and at most {MOST_CHARACTERS:,} are read"),)
+    if finish == "refusal" or _REFUSES.search(raw):
+        return (Finding(REFUSAL, "the answer is a refusal; the task is harmless, and about what was described above"),)
+    if not raw.strip():
+        return (Finding(EMPTY, "the answer is empty"),)
+    if finish == "length":
+        return (Finding(CUT, f"the answer was cut off after {len(raw):,} characters; be briefer"),)
+    return tuple(control(raw, "the answer"))
+
+
+def examine(
+    exchanges: Sequence[Exchange],
+    *,
+    expected: Expected,
+    contexts: Sequence[Context],
+    vocabulary: Vocabulary,
+    options: Checks,
+    finish: Finish,
+) -> tuple[Finding, ...]:
+    """Everything that is wrong with a sample, or nothing.
+
+    Raises:
+        RecipeError: the recipe's file of synonyms cannot be read.
+    """
+    return tuple(_findings(exchanges, expected, contexts, vocabulary, options, finish))
+
+
+def _findings(
+    exchanges: Sequence[Exchange],
+    expected: Expected,
+    contexts: Sequence[Context],
+    vocabulary: Vocabulary,
+    options: Checks,
+    finish: Finish,
+) -> Iterator[Finding]:
+    if finish != "stop":
+        yield Finding(CUT, "the answer did not come to its end")
+    yield from form(exchanges, expected)
+    for number, exchange in enumerate(exchanges, 1):
+        yield from control(exchange.question, f"question {number}")
+        yield from control(exchange.answer, f"answer {number}")
+    known = Known(contexts, concepts(vocabulary, options.synonyms))
+    documents = any(context.text for context in contexts)
+    yield from disclosure(exchanges, known.words, documents=documents, grounded=expected.grounded)
+    if expected.free_of_positions:
+        yield from coordinates(exchanges, " ".join(text for one in contexts for text in (*one.captions, one.text)))
+    if is_looked_up(expected, options):
+        refuses = options.hallucination == "refuse"
+        yield from (replace(finding, refuses=refuses) for finding in hallucination(exchanges, known))
+        yield from (replace(finding, refuses=refuses) for finding in count(exchanges, known))
+    yield from language(exchanges, expected.language)
+    yield from length(exchanges, expected)
+    yield from repetition(exchanges)
+    yield from leakage(exchanges)
+    yield from injection(exchanges, contexts)
+
+
+def is_looked_up(expected: Expected, options: Checks) -> bool:
+    """Whether the things that a kind's samples mention are looked up in the contexts: words for things are English."""
+    return expected.grounded and options.hallucination != "off" and expected.language.split("-")[0] == "en"
+
+
+def repair_text(findings: Sequence[Finding]) -> str:
+    """What a teacher is told who is asked again: what is wrong, and to say nothing about being told."""
+    told = list(dict.fromkeys(f"- {finding.text.translate(_BRACKETS)}" for finding in findings if finding.refuses))
+    if len(told) > MOST_TOLD:
+        told = [*told[:MOST_TOLD], f"- and {len(told) - MOST_TOLD} more of that sort"]
+    return REPAIR.format(findings="\n".join(told))

@@ -1,0 +1,224 @@
+"""Whether a sample speaks of things that are not in the picture, or of more of them than there are.
+
+Only what is claimed counts: what is denied, supposed or compared with is no claim. Sentences are read by words alone,
+so it errs; how often is measured on a set written by hand (`tests/golden/hallucination.json`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from opsin.synthesize.checks.concepts import noun
+from opsin.synthesize.checks.words import word_set, words
+from opsin.synthesize.english import NUMBERS
+from opsin.synthesize.outcome import Finding
+
+if TYPE_CHECKING:
+    from opsin.synthesize.checks.concepts import Concepts, Mention
+    from opsin.synthesize.context import Context
+    from opsin.synthesize.subject import Exchange
+
+HALLUCINATION = "hallucination"
+COUNT = "count"
+
+_CLAUSE = re.compile(
+    r"[.!?;:\n]+(?=\s|$)|(?<=\w)\s+[-–—]\s+|—|,?\s+\b(?:but|while|whereas|although|though|however|instead)\b"
+    r"|,\s*(?:and|so|yet)\s+(?=there\b|it\b|they\b|he\b|she\b|the\b|an?\b)|^\W*(?:yes|no|nope|yeah)\b\s*,",
+    re.IGNORECASE,
+)
+_NOTS = word_set("no not never without neither nor none nothing cannot lacks lack lacking absence")
+_NOT_AFTER = re.compile(
+    r"\b(?:absent|missing|nowhere|not (?:visible|present|there|in|shown|seen|part|among|any)"
+    r"|(?:cannot|can't|can not|couldn't) (?:be )?see)|n't (?:visible|present|there|in|any|shown|seen)\b"
+)
+_SUPPOSED = word_set(
+    "might may could would should if unless perhaps probably possibly maybe likely usually typically often generally "
+    "commonly sometimes potentially e.g imagine suppose"
+)
+_ALIKE = word_set("like unlike than resembling resembles resemble")
+_ALIKE_AS = word_set("such used serve serves serving served act acts acting same known doubles doubling")
+_TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compared", "to"), ("compared", "with"))
+
+_ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
+_DENIES = re.compile(
+    r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
+    r"|(?:there|it|they|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
+)
+_HOW_MANY = re.compile(
+    r"(?i)^\W*how many ([\w' -]+?) (?:are|can be|can|do)(?: there| visible| shown| present| seen| you see| you count)?"
+    r"(?: in (?:the|this) (?:picture|image|photo|scene))?\W*$"
+)
+_COUNTS = {word: value for value, word in enumerate(NUMBERS) if value > 0} | {
+    str(value): value for value in range(1, 1000)
+}
+_UNCERTAIN = 10
+"""Annotators of COCO box at most about so many things of a sort and mark the rest as a crowd."""
+_SEVERAL = re.compile(r"^(?:some|two|three|four|five|six|\d+|several|many)\b|\b(?:bunch|group|pair|crowd|set|row) of\b")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the pictures of a sample, in words and in the things of the table."""
+
+    contexts: Sequence[Context]
+    table: Concepts
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """All words of the contexts."""
+        return frozenset(word for text in self._texts() for word in words(text))
+
+    @cached_property
+    def things(self) -> frozenset[str]:
+        """Everything that may be said to be there."""
+        mentions = [mention for text in self._texts() for mention in self.table.mentions(words(text), strict=False)]
+        return frozenset().union(*(self.table.sayable[thing] for mention in mentions for thing in mention.things))
+
+    def has(self, mention: Mention, said: Sequence[str]) -> bool:
+        """Whether the mentioned thing is there, perhaps in other words: a ball where there is a basketball."""
+        if any(thing in self.things for thing in mention.things):
+            return True
+        surface = said[mention.start : mention.end]
+        if self.words.issuperset(surface):
+            return True
+        head = surface[-1]
+        return len(head) > 3 and any(word.endswith(head) for word in self.words)
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """How many there are of a thing, where that is certain."""
+        if len(self.contexts) != 1 or self.contexts[0].exhaustive == "nothing":
+            return Counter()
+        counts: Counter[str] = Counter()
+        uncertain: set[str] = set()
+        for thing in self.contexts[0].things:
+            own = list(self.table.mentions(noun(thing.name), strict=False))
+            names = own[-1].things if own else ()
+            counts.update(names[:1])
+            uncertain.update(*(self.table.sayable[name] - {name} for name in names), names[1:])
+            if thing.crowd or _SEVERAL.search(thing.name):
+                uncertain.update(names)
+        return Counter({name: n for name, n in counts.items() if name not in uncertain and n < _UNCERTAIN})
+
+    def told(self, name: str) -> set[int]:
+        """The numbers of a thing that captions tell."""
+        return {count for text in self._captions() for count, of in _numbers(words(text), self.table) if name in of}
+
+    def _captions(self) -> Iterator[str]:
+        return (caption for context in self.contexts for caption in context.captions)
+
+    def _texts(self) -> Iterator[str]:
+        yield from self._captions()
+        for context in self.contexts:
+            yield context.text
+            for thing in context.things:
+                yield thing.name
+                yield from thing.category
+
+
+def hallucination(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
+    """Things that are claimed or presupposed, and are not there."""
+    if not known.words:
+        return
+    for number, exchange in enumerate(exchanges, 1):
+        asked = _Claims(exchange.question, known)
+        answered = _Claims(exchange.answer, known)
+        denied = _DENIES.search(exchange.answer) is not None
+        offered = _ASKS_WHETHER.search(exchange.question) is not None and " or " in exchange.question
+        if asked.lost and not denied and not offered:
+            yield Finding(HALLUCINATION, f"question {number} speaks of {_named(asked.lost)}, which the picture has not")
+        # What a question only compares with, its answer may speak of.
+        lost = {word: things for word, things in answered.lost.items() if not things & (asked.aside | asked.all_lost)}
+        if lost:
+            yield Finding(HALLUCINATION, f"answer {number} speaks of {_named(lost)}, which the picture has not")
+
+
+def _named(lost: dict[str, set[str]]) -> str:
+    return ", ".join(map(repr, lost))
+
+
+class _Claims:
+    """The things of a text that are not there: `lost` are claimed, `aside` only compared with."""
+
+    def __init__(self, text: str, known: Known) -> None:
+        self.lost: dict[str, set[str]] = {}
+        self.aside: set[str] = set()
+        for clause in _CLAUSE.split(text):
+            if not clause:
+                continue
+            said = words(clause.replace("-", " "))
+            for mention in known.table.mentions(said, strict=True):
+                if known.has(mention, said) or _is_denied(said, mention, clause):
+                    continue
+                if _is_compared(said, mention):
+                    self.aside.update(mention.things)
+                elif not _is_supposed(said, mention):
+                    self.lost.setdefault(" ".join(said[mention.start : mention.end]), set()).update(mention.things)
+
+    @property
+    def all_lost(self) -> set[str]:
+        return set().union(*self.lost.values())
+
+
+def _is_denied(said: Sequence[str], mention: Mention, clause: str) -> bool:
+    for at, word in enumerate(said[: mention.start]):
+        if word in _NOTS or word.endswith("n't"):
+            following = said[at + 1] if at + 1 < len(said) else ""
+            if following not in ("only", "just", "doubt", "more"):
+                return True
+        if word in ("instead", "free", "rather", "devoid", "empty") and said[at + 1 : at + 2] in (["of"], ["than"]):
+            return True
+    return _NOT_AFTER.search(clause.casefold(), clause.casefold().find(said[mention.end - 1])) is not None
+
+
+def _is_supposed(said: Sequence[str], mention: Mention) -> bool:
+    """Whether it is said of what may be, or of things in general ("for cars")."""
+    if any(word in _SUPPOSED for word in said[: mention.start]):
+        return True
+    before = said[mention.start - 1] if mention.start else ""
+    return before == "for" and said[mention.end - 1].endswith(("s", "people", "men", "women", "children"))
+
+
+def _is_compared(said: Sequence[str], mention: Mention) -> bool:
+    before = said[max(0, mention.start - 4) : mention.start]
+    if any(word in _ALIKE for word in before):
+        return True
+    return any(pair in _TOGETHER or (pair[1] == "as" and pair[0] in _ALIKE_AS) for pair in pairwise(before))
+
+
+def count(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
+    """More things than there are, or another number where exactly that is asked. Fewer may be some of them."""
+    for number, exchange in enumerate(exchanges, 1):
+        asked = _HOW_MANY.search(exchange.question)
+        wanted = (
+            {name for m in known.table.mentions(words(asked[1]), strict=False) for name in m.things} if asked else set()
+        )
+        answer = words(exchange.answer.replace("-", " "))
+        if asked and len(words(asked[1])) == 1 and answer and answer[0] in _COUNTS:
+            claims: list[tuple[int, set[str]]] = [(_COUNTS[answer[0]], wanted)]
+        else:
+            claims = [(claimed, set(things)) for claimed, things in _numbers(answer, known.table)]
+            wanted = set()
+        for claimed, things in claims:
+            name = next((name for name in things if known.counts[name]), "")
+            there = known.counts[name] if name else 0
+            if name and (claimed > there or (wanted and claimed != there)) and claimed not in known.told(name):
+                yield Finding(COUNT, f"answer {number} says {claimed} for {name!r}, and the picture has {there}")
+
+
+def _numbers(said: Sequence[str], table: Concepts) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Numbers of things: "three brown dogs"."""
+    for mention in table.mentions(said, strict=True):
+        for word in reversed(said[max(0, mention.start - 2) : mention.start]):
+            if word in _COUNTS:
+                if _COUNTS[word] > 1:  # "one" is also a pronoun
+                    yield _COUNTS[word], mention.things
+                break
+            if word in ("of", "and", "the", "to", "or"):
+                break

@@ -1,0 +1,59 @@
+"""Whether answers are as long as their kind asks for, and do not go round in circles."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from opsin.synthesize.checks.words import number_of_words, sentences, shown, words
+from opsin.synthesize.outcome import Finding
+
+if TYPE_CHECKING:
+    from opsin.synthesize.kinds.base import Expected
+    from opsin.synthesize.subject import Exchange
+
+LENGTH = "length"
+REPETITION = "repetition"
+
+_RUN = 4
+"""Words of a run that is looked for again."""
+_MOST_RUNS = 4
+"""A run that is there more often, and makes up `_LOOP` of the words, is a loop; a list ("there is a") is not."""
+_LOOP = 0.3
+_MOST_SENTENCES = 2
+"""How often a sentence of at least four words may be there."""
+_SAME_CHARACTER = re.compile(r"([^\s\d.=_*-])\1{19,}")
+
+
+def length(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
+    """Answers that are too short or too long, in words."""
+    fewest, most = expected.words
+    for number, exchange in enumerate(exchanges, 1):
+        count = number_of_words(exchange.answer)
+        if not fewest <= count <= most:
+            yield Finding(LENGTH, f"answer {number} has {count:,} words, and {fewest:,} to {most:,} are asked for")
+
+
+def repetition(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
+    """Answers that say the same over and over, as a model does that has lost its way."""
+    for number, exchange in enumerate(exchanges, 1):
+        if again := _again(exchange.answer):
+            yield Finding(REPETITION, f"answer {number} repeats {shown(again)}")
+
+
+def _again(text: str) -> str:
+    """What is repeated, or nothing."""
+    if found := _SAME_CHARACTER.search(text):
+        return found[0]
+    said = words(text)
+    if len(said) < _RUN * _MOST_RUNS:
+        return ""
+    normal = Counter(" ".join(words(sentence)) for sentence in sentences(text))
+    sentence, count = normal.most_common(1)[0]
+    if count > _MOST_SENTENCES and sentence.count(" ") >= _RUN - 1:
+        return sentence
+    runs = Counter(zip(said, said[1:], said[2:], said[3:], strict=False))
+    run, count = runs.most_common(1)[0]
+    return " ".join(run) if count > _MOST_RUNS and count * _RUN > _LOOP * len(said) else ""

@@ -1,0 +1,52 @@
+"""Words, clauses and sentences, as the checks read them."""
+
+from __future__ import annotations
+
+import re
+
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Letters of scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han)."""
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)*")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+
+
+def word_set(listed: str) -> frozenset[str]:
+    """The words of a list that is written as a line of text."""
+    return frozenset(listed.split())
+
+
+EMPTY = word_set(
+    "a an the this that these those it its they them he she his her their there here is are was were be been being "
+    "am do does did has have had and of to i you we what which who whom whose how why when where image picture "
+    "photo scene"
+)
+"""Words that tell nothing about a picture."""
+
+
+def words(text: str) -> list[str]:
+    """The words in lower case; in scripts without spaces, every letter is one."""
+    return _WORD.findall(text.casefold().replace("’", "'"))
+
+
+def number_of_words(text: str) -> int:
+    """Words as a person counts them: two letters of a script without spaces make one."""
+    unspaced = len(_UNSPACED.findall(text))
+    return len(_WORD.findall(text)) - unspaced + (unspaced + 1) // 2
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences, as well as their ends tell."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def content(text: str) -> set[str]:
+    """The words that tell something."""
+    return set(words(text)) - EMPTY
+
+
+def shown(text: str, most: int = 60) -> str:
+    """A short quotation for a message."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else f"{line[: most - 3]}...")
