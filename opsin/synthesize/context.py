@@ -18,12 +18,13 @@ class Thing:
     """One thing in a picture.
 
     `name` is a noun phrase with its article (`"a violin"`), or empty if nobody named it; `category` is a path
-    (`("hobbies", "music")`).
+    (`("hobbies", "music")`). A `crowd` is an area of many things that nobody counted (COCO's `iscrowd`).
     """
 
     name: str
     category: tuple[str, ...]
     box: Box | None = None
+    crowd: bool = False
 
     @property
     def group(self) -> str:
@@ -38,12 +39,22 @@ some. It decides what may be counted, and what may be called absent."""
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The symbolic form of one picture. `text` is what is written in it (documents)."""
+    """The symbolic form of one picture. `text` is what is written in it (documents), `table` its cells if it is one.
+
+    The first row of a table is its header, the first column names its rows.
+    """
 
     captions: tuple[str, ...]
     things: tuple[Thing, ...]
     exhaustive: Exhaustive = "everything"
     text: str = ""
+    title: str = ""
+    table: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything in the picture is annotated, thing by thing."""
+        return self.exhaustive == "everything" and bool(self.things) and not any(thing.crowd for thing in self.things)
 
     def counts(self) -> Counter[str]:
         """Number of things per group."""

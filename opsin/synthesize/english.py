@@ -15,6 +15,49 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PLURAL_DETERMINERS = ("some ", "two ", "three ")
 DETERMINERS = ("a ", "an ", "the ", *PLURAL_DETERMINERS)
 
+PAIRS = frozenset(
+    (
+        "binoculars",
+        "glasses",
+        "goggles",
+        "headphones",
+        "jeans",
+        "pants",
+        "pliers",
+        "scissors",
+        "shorts",
+        "skis",
+        "trousers",
+    )
+)
+"""One of them is a pair: its instances are counted so."""
+PIECES = frozenset(("bread", "broccoli", "cheese", "clothing", "equipment", "fruit", "furniture", "jewelry", "luggage"))
+"""Things without a plural, of which there are pieces."""
+IRREGULAR = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "mouse": "mice",
+    "goose": "geese",
+    "foot": "feet",
+    "tooth": "teeth",
+    "knife": "knives",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "shelf": "shelves",
+    "wolf": "wolves",
+    "sheep": "sheep",
+    "deer": "deer",
+    "fish": "fish",
+    "aircraft": "aircraft",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "tv": "TVs",
+}
+SAID = {"tv": "TV"}
+"""Categories that are spelled otherwise in a sentence."""
+
 
 def article(phrase: str) -> str:
     """`a` or `an`, by the sound of the first word as well as spelling tells it."""
@@ -34,6 +77,51 @@ def with_right_article(text: str) -> str:
     rest = text[match.end() :]
     right = article(rest)
     return f"{capitalised(right) if text[0].isupper() else right} {rest}"
+
+
+def noun_phrase(category: str) -> str:
+    """One thing of a category, with its article: `"a dog"`, `"an orange"`, `"a pair of skis"`.
+
+    What has a determiner already (`"two flowers"`) is left as it is.
+    """
+    category = " ".join(category.split())
+    if category.lower().startswith(DETERMINERS):
+        return category
+    last = category.lower().rpartition(" ")[2]
+    if last in PAIRS:
+        return f"a pair of {category}"
+    if last in PIECES:
+        return f"a piece of {category}"
+    said = SAID.get(category, category)
+    return f"{article(said)} {said}"
+
+
+def bare(name: str) -> str:
+    """A noun phrase without its article: `"a dog"` -> `"dog"`; numbers stay."""
+    for determiner in ("a ", "an ", "the ", "some "):
+        if name.lower().startswith(determiner):
+            return name[len(determiner) :]
+    return name
+
+
+def plural(name: str) -> str | None:
+    """Several of what a noun phrase names: `"a dog"` -> `"dogs"`; None if it is not one thing."""
+    if not name.lower().startswith(("a ", "an ")):
+        return None
+    head, of, rest = bare(name).partition(" of ")
+    before, space, last = head.rpartition(" ")
+    return f"{before}{space}{_plural_word(last)}{of}{rest}"
+
+
+def _plural_word(word: str) -> str:
+    irregular = IRREGULAR.get(word.lower())
+    if irregular is not None:
+        return irregular
+    if re.search(r"(?i)(s|x|z|ch|sh)$", word):
+        return f"{word}es"
+    if re.search(r"(?i)[^aeiou]y$", word):
+        return f"{word[:-1]}ies"
+    return f"{word}s"
 
 
 def is_plural(name: str) -> bool:

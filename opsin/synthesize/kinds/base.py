@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from opsin.core.errors import OpsinError
+from opsin.core.files import sha256_bytes
 from opsin.core.paths import ExistingFolder
+from opsin.synthesize.prompting import Prompt
 
 if TYPE_CHECKING:
     from opsin.synthesize.context import Vocabulary
@@ -50,6 +53,8 @@ class KindBase(BaseModel, ABC):
     """Whether the offline teacher can make it."""
     needs_vision: ClassVar[bool] = False
     """Whether the teacher must see the pictures."""
+    needs_teacher: ClassVar[bool] = True
+    """Whether a teacher has anything to add; if not, `by_rules` makes it, whatever the recipe's teacher is."""
 
     kind: str
     share: float = Field(1.0, gt=0, le=1)
@@ -64,6 +69,39 @@ class KindBase(BaseModel, ABC):
     def name(self) -> str:
         """What its samples are called: in their ids (`PICTURE#NAME`), in statistics."""
         return self.kind
+
+    @property
+    def prompt_name(self) -> str:
+        """Of the packaged prompt."""
+        return self.kind
+
+    @property
+    def needs_instructions(self) -> bool:
+        """Whether its questions are the prompt's instructions."""
+        return False
+
+    def load_prompt(self) -> Prompt:
+        """The packaged prompt, or the recipe's own.
+
+        Raises:
+            OpsinError: it lacks what this kind needs, or cannot be read.
+        """
+        prompt = Prompt.load(self.prompt_name, self.prompt, self.expected.language)
+        tag = "" if self.expected.language == "en" else f".{self.expected.language}"
+        if self.needs_teacher and not prompt.system:
+            raise OpsinError(f"{self.prompt}: no system.txt; {self.name} needs it to tell a teacher what to do")
+        if self.needs_instructions and not prompt.instructions:
+            raise OpsinError(f"{self.prompt}: no instructions{tag}.txt; {self.name} takes its questions from there")
+        return prompt
+
+    def instruction(self, task: Task) -> str:
+        """One of the prompt's instructions, drawn by the task's seed."""
+        return random.Random(task.seed).choice(self.load_prompt().instructions)
+
+    def chosen(self, identity: str, seed: int) -> bool:
+        """Whether a subject, or a group of them, belongs to the share that samples are made of."""
+        drawn = sha256_bytes(f"{seed}/{self.name}/{identity}".encode("utf-8", "surrogatepass"))
+        return int(drawn[:12], 16) < self.share * 16**12
 
     @property
     @abstractmethod

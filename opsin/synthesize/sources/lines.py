@@ -1,0 +1,58 @@
+"""Files of one JSON object a line, each line bounded and validated by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from opsin.core.errors import DataError
+
+MOST_LINE_BYTES = 1_000_000
+
+Line = TypeVar("Line", bound=BaseModel)
+
+
+class LineBase(BaseModel):
+    """What a line holds; unknown keys are problems."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def read_lines(path: Path, model: type[Line], problems: list[str]) -> Iterator[tuple[str, Line]]:
+    """Every usable line with its place (`file:12`); what is wrong with the others goes to `problems`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MOST_LINE_BYTES + 1):
+                number += 1
+                where = f"{path}:{number}"
+                if len(line) > MOST_LINE_BYTES:
+                    problems.append(f"{where}: more than {MOST_LINE_BYTES:,} bytes in one line")
+                    _skip_to_end(file)
+                elif line.strip():
+                    try:
+                        yield where, model.model_validate_json(line.removeprefix(b"\xef\xbb\xbf"))
+                    except ValidationError as error:
+                        problems.append(f"{where}: {_told(error)}")
+    except OSError as error:
+        raise DataError([f"{path}: cannot be read: {error.strerror}"]) from error
+
+
+def _skip_to_end(file: object) -> None:
+    while (rest := file.readline(MOST_LINE_BYTES)) and not rest.endswith(b"\n"):  # type: ignore[attr-defined]
+        pass
+
+
+def _told(error: ValidationError) -> str:
+    """The first thing that is wrong, and how many more there are."""
+    first, *more = error.errors(include_url=False, include_input=False)
+    place = ".".join(str(part) for part in first["loc"])
+    rest = f" (and {len(more)} more)" if more else ""
+    return f"{place + ': ' if place else ''}{first['msg']}{rest}"
