@@ -66,6 +66,11 @@ class Usage:
     cost: float = 0.0
     """In the currency of the recipe's prices."""
 
+    @property
+    def tokens(self) -> int:
+        """All of them, as limits per minute count them."""
+        return self.prompt_tokens + self.answer_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opsin.synthesize.limits import Pace
+
+
+class Time:
+    """A clock that goes on only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    async def nap(self, seconds: float) -> None:
+        until = self.now + seconds
+        await asyncio.sleep(0)
+        self.now = max(self.now, until)
+
+    def pace(self, requests: float | None, tokens: float | None) -> Pace:
+        return Pace(requests, tokens, nap=self.nap, clock=lambda: self.now)
+
+
+def begun(requests: float | None, tokens: float | None, sizes: list[float]) -> list[float]:
+    """When requests of these sizes begin that all are ready at once."""
+
+    async def run() -> list[float]:
+        time = Time()
+        pace = time.pace(requests, tokens)
+        times = []
+        for size in sizes:
+            await pace.turn(size)
+            times.append(time.now)
+        return times
+
+    return asyncio.run(run())
+
+
+@given(st.integers(1, 300), st.integers(2, 700))
+def test_no_minute_has_more_requests_than_allowed(per_minute: int, number: int) -> None:
+    times = begun(per_minute, None, [1.0] * number)
+    assert all(later - first >= 60 - 1e-6 for first, later in zip(times, times[per_minute:], strict=False))
+    assert times[-1] - times[0] <= (number - 1) * 60 / per_minute + 1e-6
+
+
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=100))
+def test_no_minute_has_more_tokens_than_allowed(sizes: list[int]) -> None:
+    per_minute = 1000
+    times = begun(None, per_minute, [float(size) for size in sizes])
+    for first in range(len(sizes)):
+        within = sum(size for size, time in zip(sizes, times, strict=True) if times[first] <= time < times[first] + 60)
+        assert within <= per_minute + max(sizes)  # the last one of a minute may use its tokens in the next one
+    assert times[-1] - times[0] <= sum(sizes[:-1]) * 60 / per_minute + 1e-6
+
+
+def test_a_request_waits_only_for_those_before_it_and_as_they_really_were() -> None:
+    async def run() -> None:
+        time = Time()
+        pace = time.pace(None, 600)
+        await pace.turn(100)
+        pace.correct(-60)
+        await pace.turn(10)
+        assert time.now == 1004.0
+
+    asyncio.run(run())
+
+
+def test_a_pause_holds_everybody_back_even_one_that_waits_already() -> None:
+    async def run() -> None:
+        time = Time()
+        pace = time.pace(60, None)
+        await pace.turn(1)
+        waiting = asyncio.create_task(pace.turn(1))
+        await asyncio.sleep(0)
+        assert pace.waiting == 1
+        pace.hold(30)
+        pace.hold(5)  # shorter, so it changes nothing
+        assert pace.paused_for == 30
+        await waiting
+        assert 1030 <= time.now <= 1033
+        assert pace.waiting == 0
+
+    asyncio.run(run())
+
+
+def test_nothing_waits_without_limits() -> None:
+    assert begun(None, None, [1e9] * 5) == [1000.0] * 5
