@@ -24,7 +24,9 @@ class Stop:
     signals, nothing is installed and nothing is ever wanted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: bytes = NOTICE) -> None:
+        """`notice` tells, on standard error, what happens now."""
+        self._notice = notice
         self.wanted: int | None = None
         """The signal's number."""
         self._process = 0
@@ -58,7 +60,7 @@ class Stop:
         elif self.wanted is None:
             self.wanted = number
             with suppress(OSError):  # nobody reads it any more
-                os.write(2, NOTICE)  # not through sys.stderr, which may be in the middle of a write
+                os.write(2, self._notice)  # not through sys.stderr, which may be in the middle of a write
         elif number == signal.SIGINT:
             if os.isatty(2):  # a progress bar hides the cursor
                 os.write(2, SHOW_CURSOR)

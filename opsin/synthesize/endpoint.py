@@ -92,10 +92,7 @@ class Endpoint:
 
     def printable(self, text: str) -> str:
         """A text from outside on one line, not too long, without the key."""
-        if self._key:
-            text = text.replace(self._key, "[key]")
-        line = " ".join("".join(sign if sign.isprintable() else " " for sign in text[: 8 * SHOWN]).split())
-        return line if len(line) <= SHOWN else f"{line[: SHOWN - 3]}..."
+        return printable(text.replace(self._key, "[key]") if self._key else text)
 
     def _unreached(self, cause: BaseException) -> AttemptError:
         """A connection that was not made, or that broke."""
@@ -120,6 +117,12 @@ class Endpoint:
             said = self.printable(_told(content)[1])
             raise AttemptError(f"answered without choices ({said})", Then.ASK_AGAIN, perhaps_charged=True)
         return read_completion(value, self.teacher, most)
+
+
+def printable(text: str) -> str:
+    """A text from outside on one line, not too long."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text[: 8 * SHOWN]).split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 3]}..."
 
 
 def read_completion(value: Mapping[str, Any], teacher: OpenAI, most: Usage, *, batch: bool = False) -> Answer:

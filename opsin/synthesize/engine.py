@@ -157,8 +157,7 @@ class Engine:
                 answer = await self._attempt(key, content, most)
             except AttemptError as error:
                 self._problem = str(error)
-                if error.then is Then.STOP:
-                    raise self._ending(TeacherError(f"{self._name}: {error}")) from None
+                self._go_on()
                 if error.then is Then.GIVE_UP or attempt > self._limits.retries:
                     raise self._unanswered(error, attempt) from None
                 await self._wait(error, attempt)
@@ -201,14 +200,21 @@ class Engine:
         self, sequence: int, key: str, content: bytes, most: Usage
     ) -> tuple[Answer | AttemptError, Usage, asyncio.Future[None]]:
         """Ask; returns what came, what it has used, and the future of its event in the ledger."""
-        if self._ended is not None:
+        try:
+            await self._pace.pause()
+            self._go_on()
+        except OpsinError:
             self._ledger.failed(key, "not sent, since the run ended", Usage(0, 0), sequence)
-            raise self._ended
+            raise
         self._in_flight += 1
         begun = time.monotonic()
         try:
             answer = await self._endpoint.ask(content, key, most)
         except AttemptError as error:
+            # At once, since others are about to be sent.
+            self._pace.hold(error.wait or 0.0)
+            if error.then is Then.STOP:
+                self._ending(TeacherError(f"{self._name}: {error}"))
             used = error.usage or (most if error.perhaps_charged else Usage(0, 0))
             return error, used, self._ledger.failed(key, str(error), used, sequence)
         else:
@@ -218,11 +224,9 @@ class Engine:
             self._in_flight -= 1
 
     async def _wait(self, error: AttemptError, failures: int) -> None:
-        asked = error.wait or 0.0
-        self._pace.hold(asked)
         self._waiting += 1
         try:
-            await self._nap(self._backoff.seconds(failures) - asked)
+            await self._nap(self._backoff.seconds(failures) - (error.wait or 0.0))
         finally:
             self._waiting -= 1
 

@@ -75,16 +75,16 @@ class Pace:
             start = max(start, self._tokens.take(tokens, now))
         self.waiting += 1
         try:
-            while (wait := self._until(start) - self._clock()) > 0:
+            if (wait := start - now) > 0:
                 await self._nap(wait)
+            await self.pause()
         finally:
             self.waiting -= 1
 
-    def _until(self, start: float) -> float:
-        """A pause may begin, or be prolonged, while a request waits."""
-        if self._paused_until <= max(start, self._clock()):
-            return start
-        return self._paused_until + random.uniform(0.0, self._spread)
+    async def pause(self) -> None:
+        """Wait until no pause is on; one may begin, or be prolonged, meanwhile."""
+        while self._paused_until > self._clock():
+            await self._nap(self.paused_for + random.uniform(0.0, self._spread))
 
     def correct(self, tokens: float) -> None:
         """A request has taken so many tokens more than was expected of it."""

@@ -1,0 +1,161 @@
+"""Files of the batch API: requests as JSONL to upload, and the answers that come back, into the ledger.
+
+A batch takes up to a day and costs less (https://platform.openai.com/docs/guides/batch). Its lines are
+`{"custom_id", "method", "url", "body"}`, the answers' `{"custom_id", "response": {"status_code", "body"}, "error"}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opsin.core.errors import OpsinError
+from opsin.core.files import make_directory, replacing, write_parts
+from opsin.synthesize.endpoint import body, printable, read_completion
+from opsin.synthesize.ledger import Ledger
+from opsin.synthesize.request import Answer, Request, Usage
+from opsin.synthesize.retry import AttemptError
+from opsin.synthesize.teacher_values import OpenAI
+
+MOST_LINES = 50_000
+MOST_BYTES = 190_000_000
+"""Of one file; the API takes 200 MB."""
+LINE_BYTES = 2_000_000
+KEPT_AT_A_TIME = 500
+NO_USAGE = Usage(0, 0)
+
+
+@dataclass
+class Imported:
+    """What was in the files of a batch."""
+
+    kept: int = 0
+    known: int = 0
+    """Answers that the ledger had already."""
+    problems: list[str] = field(default_factory=list)
+    """All other lines, each with its place."""
+
+
+def export_batch(requests: Iterable[Request], folder: Path, teacher: OpenAI, ledger: Ledger) -> list[Path]:
+    """Write the requests that the ledger has no answer to, each once, as files to upload; returns them.
+
+    Nothing is noted as sent. The files are whole when they have their names; earlier ones in the folder are replaced.
+
+    Raises:
+        OpsinError: one request is larger than a file may be.
+    """
+    make_directory(folder)
+    for old in folder.glob("batch-[0-9]*.jsonl"):
+        old.unlink()
+    files: list[Path] = []
+    lines: list[bytes] = []
+    size = 0
+    for line in _lines(requests, teacher, ledger):
+        if lines and (len(lines) >= MOST_LINES or size + len(line) > MOST_BYTES):
+            files.append(_written(folder, len(files), lines))
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    if lines:
+        files.append(_written(folder, len(files), lines))
+    return files
+
+
+def _lines(requests: Iterable[Request], teacher: OpenAI, ledger: Ledger) -> Iterator[bytes]:
+    seen: set[str] = set()
+    for request in requests:
+        key = request.key
+        if key in seen or ledger.lookup(key):
+            continue
+        seen.add(key)
+        fields = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body(teacher, request)}
+        line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        if len(line) > MOST_BYTES:
+            raise OpsinError(
+                f"request {key[:12]}: {len(line):,} bytes, more than a batch file may hold; show less of it"
+            )
+        yield line
+
+
+def _written(folder: Path, number: int, lines: Sequence[bytes]) -> Path:
+    path = folder / f"batch-{number + 1:03}.jsonl"
+    with replacing(path) as temporary:
+        write_parts(temporary, lines)
+    return path
+
+
+def import_batch(paths: Sequence[Path], ledger: Ledger, teacher: OpenAI, asked: Callable[[str], bool]) -> Imported:
+    """Put the answers of a batch's output and error files into the ledger, each once.
+
+    `asked` tells whether a key is that of a request of ours. A file may be imported again: nothing is kept twice.
+
+    Raises:
+        OpsinError: a file cannot be read, or the ledger cannot be written.
+    """
+    imported = Imported()
+    waiting: dict[str, Answer] = {}
+
+    def keep() -> None:
+        ledger.keep_all(waiting.items())
+        imported.kept += len(waiting)
+        waiting.clear()
+
+    for path in paths:
+        for number, line in _read(path):
+            try:
+                key, answer = _answer(line, teacher, asked)
+            except (AttemptError, _LineError) as problem:
+                imported.problems.append(f"{path}:{number}: {problem}")
+            else:
+                if key in waiting or ledger.lookup(key):
+                    imported.known += 1
+                else:
+                    waiting[key] = answer
+            if len(waiting) >= KEPT_AT_A_TIME:
+                keep()
+    keep()
+    return imported
+
+
+class _LineError(OpsinError):
+    """A line without an answer."""
+
+
+def _read(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a file with their numbers; nothing in place of one that is too long."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(LINE_BYTES + 1):
+                number += 1
+                is_long = len(line) > LINE_BYTES
+                while is_long and line and not line.endswith(b"\n"):
+                    line = file.readline(LINE_BYTES)
+                if is_long or line.strip():
+                    yield number, None if is_long else line
+    except OSError as error:
+        raise OpsinError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
+
+
+def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], bool]) -> tuple[str, Answer]:
+    if line is None:
+        raise _LineError(f"longer than {LINE_BYTES:,} bytes")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _LineError("not JSON; was the download cut off?") from None
+    if not isinstance(value, dict) or not isinstance(value.get("custom_id"), str):
+        raise _LineError("not a line of a batch's output: no custom_id")
+    key = value["custom_id"]
+    if not asked(key):
+        raise _LineError(f"an answer to {printable(key)[:40]!r}, which this recipe does not ask")
+    response = value.get("response")
+    content: Any = response.get("body") if isinstance(response, dict) else None
+    status = response.get("status_code") if isinstance(response, dict) else None
+    if status != 200 or not isinstance(content, dict) or not isinstance(content.get("choices"), list):
+        said = value.get("error") or content or "no response"
+        raise _LineError(f"no answer (status {status}: {printable(json.dumps(said))})")
+    return key, read_completion(content, teacher, NO_USAGE, batch=True)
