@@ -106,9 +106,10 @@ def assert_recovers(folder: Path, endpoint: ChatEndpoint) -> int:
     return len(uncertain)
 
 
-def test_killed_at_every_point(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)], ids=["each third", "each"])
+def test_killed_at_every_point(tmp_path: Path, step: int) -> None:
     uncertain = []
-    for at in range(1, MOST_POINTS, 1 if os.environ.get("OPSIN_EVERY_POINT") else 3):
+    for at in range(1, MOST_POINTS, step):
         folder = tmp_path / str(at)
         with ChatEndpoint(latency=0.001, idempotent=True) as endpoint:
             code = ended(fork(lambda: run_with_a_bomb(folder, endpoint.url, at)))  # noqa: B023 (it runs now)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opsin.core.errors import OpsinError
+from opsin.synthesize import batch
+from opsin.synthesize.batch import export_batch, import_batch
+from opsin.synthesize.ledger import Ledger
+from opsin.synthesize.request import Answer, Usage
+from opsin.synthesize.teacher_values import OpenAI, Price
+from tests.support.asking import request
+from tests.support.chat_endpoint import completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TEACHER = OpenAI(model="tiny", price=Price(input=1_000_000, output=1_000_000, batch_discount=0.4))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+def line(number: int, status: int = 200, body: Any = None) -> str:
+    body = json.loads(completion(f"answer {number}")) if body is None else body
+    return json.dumps({"id": "x", "custom_id": request(number).key, "response": {"status_code": status, "body": body}})
+
+
+def is_asked(key: str) -> bool:
+    return key in {request(number).key for number in range(20)}
+
+
+def test_what_is_not_in_the_ledger_is_exported_once(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.keep_all([(request(1).key, Answer("yes", "stop", Usage(1, 1), "tiny"))])
+    requests = [request(0), request(1), request(2), request(0)]
+    [path] = export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    assert [one["custom_id"] for one in lines] == [request(0).key, request(2).key]
+    assert (lines[0]["method"], lines[0]["url"]) == ("POST", "/v1/chat/completions")
+    assert lines[0]["body"]["messages"] == [{"role": "user", "content": "picture 0"}]
+    assert ledger.totals.requests == 0
+
+
+def test_files_are_split_and_earlier_ones_replaced(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MOST_LINES", 3)
+    requests = [request(number) for number in range(7)]
+    files = export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+    assert [path.name for path in files] == ["batch-001.jsonl", "batch-002.jsonl", "batch-003.jsonl"]
+    assert [len(path.read_bytes().splitlines()) for path in files] == [3, 3, 1]
+    size = files[2].stat().st_size
+    monkeypatch.setattr(batch, "MOST_BYTES", 2 * size)
+    assert len(export_batch(requests, tmp_path / "batch", TEACHER, ledger)) == 4
+    assert len(export_batch(requests[:1], tmp_path / "batch", TEACHER, ledger)) == 1
+    assert [path.name for path in (tmp_path / "batch").iterdir()] == ["batch-001.jsonl"]
+    monkeypatch.setattr(batch, "MOST_BYTES", size - 1)
+    with pytest.raises(OpsinError, match=r"more than a batch file may hold"):
+        export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+
+
+def test_answers_are_imported_once_at_the_price_of_a_batch(tmp_path: Path, ledger: Ledger) -> None:
+    path = tmp_path / "output.jsonl"
+    path.write_text("\n".join([line(0), line(1), line(0)]) + "\n", encoding="utf-8")
+    imported = import_batch([path], ledger, TEACHER, is_asked)
+    assert (imported.kept, imported.known, imported.problems) == (2, 1, [])
+    found = ledger.lookup(request(1).key)
+    assert found is not None
+    assert (found.text, found.usage) == ("answer 1", Usage(10, 5, 15 * 0.6))
+    again = import_batch([path, path], ledger, TEACHER, is_asked)
+    assert (again.kept, again.known) == (0, 6)
+    assert ledger.totals.spent.cost == pytest.approx(2 * 15 * 0.6)
+
+
+def test_all_other_lines_are_named(tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "LINE_BYTES", 1000)
+    lines = {
+        line(0): None,
+        "{cut": "not JSON; was the download cut off?",
+        "[1, 2]": "not a line of a batch's output: no custom_id",
+        "x" * 5000: "longer than 1,000 bytes",
+        line(99): f"an answer to '{request(99).key[:40]}', which this recipe does not ask",
+        line(3, 429, {"error": {"message": "slow\x1b[2J down"}}): "no answer (status 429: ",
+        json.dumps(
+            {"custom_id": request(4).key, "response": None, "error": {"code": "batch_expired"}}
+        ): "batch_expired",
+        line(5, body={"choices": []}): "answered with 0 choices instead of one",
+        line(6, body={"choices": "none"}): "no answer (status 200: ",
+        "[" * 900: "not JSON",
+        line(7): None,
+    }
+    path = tmp_path / "output.jsonl"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    imported = import_batch([path], ledger, TEACHER, is_asked)
+    assert imported.kept == 2
+    expected = [(2 * number + 1, problem) for number, problem in enumerate(lines.values()) if problem]
+    assert len(imported.problems) == len(expected)
+    for told, (number, problem) in zip(imported.problems, expected, strict=True):
+        assert told.startswith(f"{path}:{number}: ")
+        assert problem in told
+        assert told.isprintable()
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, ledger: Ledger) -> None:
+    with pytest.raises(OpsinError, match=r"none\.jsonl: cannot be read \(No such file or directory\)"):
+        import_batch([tmp_path / "none.jsonl"], ledger, TEACHER, is_asked)
