@@ -179,6 +179,17 @@ def test_every_reasoning_answer_is_true_and_every_kind_occurs() -> None:
     assert set(openings) == {"Are there", "How many", "Which one", "Which thing", "Does this"}
 
 
+def test_things_of_one_name_are_never_spoken_of_as_the_only_one() -> None:
+    for seed in range(600):
+        rng = random.Random(seed)
+        context = random_context(rng, rng.randint(2, 4))
+        context = Context(context.captions, (*context.things, *rng.choices(context.things, k=2)))
+        for exchange in rules.conversation(context, VOCABULARY, rng):
+            check_statement(context, exchange.question, exchange.answer)
+        for exchange in rules.reasoning(context, VOCABULARY, rng):
+            check_reasoning(context, exchange.question, exchange.answer)
+
+
 def test_descriptions_state_true_counts_places_and_groups() -> None:
     words = ["no", "one", "two", "three", "four", "five", "six"]
     for context, rng in contexts(400, 2, 6):

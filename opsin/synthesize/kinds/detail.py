@@ -40,9 +40,10 @@ class Detail(SingleKind):
         return (Exchange(self.instruction(task), parse_text(raw)),)
 
     def by_rules(self, task: Task, vocabulary: Vocabulary) -> tuple[Exchange, ...]:
-        """What there is, how many of it, and where."""
+        """What there is, how many of it, and where; things of one name are told together."""
         context, rng = task.subject.context, random.Random(task.seed)
-        if context.complete:
+        names = [thing.name for thing in context.things]
+        if context.complete and len(names) == len(set(names)):
             return rules.detail(context, vocabulary, rng)
         text = annotated.description(context, rng)
         return (Exchange(self.instruction(task), text),) if text else ()

@@ -126,6 +126,6 @@ def _drawn(identity: str, context: Context, fonts: Sequence[Path | None], page: 
         text = context.text.removeprefix(context.title).removeprefix("\n") if context.title else context.text
         data = draw_text(context.title, text, font, page, rng)
     if data is None:
-        what = f"{len(context.text):,} characters" if not context.table else "the table"
-        return f"{what} do not fit a page of {page.width}x{page.height} pixels (WxH); shorten it, or give larger pages"
+        what = "the table does" if context.table else f"{len(context.text):,} characters do"
+        return f"{what} not fit a page of {page.width}x{page.height} pixels (WxH); shorten it, or give larger pages"
     return data
