@@ -56,7 +56,7 @@ class Concepts:
     sayable: dict[str, frozenset[str]]
     not_before: frozenset[str]
 
-    def mentions(self, said: Sequence[str], *, strict: bool) -> Iterator[Mention]:
+    def mentions(self, said: tuple[str, ...], *, strict: bool) -> Iterator[Mention]:
         """The things that a text's words name, in order.
 
         `strict` is for claims: a word that can mean something else counts only as a noun with its article. Without it,
@@ -75,15 +75,15 @@ class Concepts:
                 yield Mention(phrase.things, at, end)
             at = end
 
-    def _longest(self, said: Sequence[str], at: int) -> _Phrase | None:
+    def _longest(self, said: tuple[str, ...], at: int) -> _Phrase | None:
         for phrase in self.phrases.get(said[at], ()):
             length = len(phrase.words)
-            if length == 1 or tuple(said[at : at + length]) == phrase.words:
+            if length == 1 or said[at : at + length] == phrase.words:
                 return phrase
         return None
 
 
-def _is_noun(said: Sequence[str], at: int, after: str) -> bool:
+def _is_noun(said: tuple[str, ...], at: int, after: str) -> bool:
     """Whether a word has its article, and nothing behind it that it could describe ("an orange cat")."""
     determined = any(word in _DETERMINERS for word in said[max(0, at - 2) : at])
     return determined and (not after or after in _AFTER_NOUN or after.endswith(("ing", "ed")))
@@ -118,19 +118,19 @@ def _concepts(same: _Same, synonyms: Path | None) -> Concepts:
     known = {phrase.words for phrase in phrases}
     table = _table(phrases, wider, not_before)
     for thing in same.vocabulary.catalogue:
-        said = tuple(noun(thing.name))
+        said = noun(thing.name)
         if not said or said in known:
             continue
         own = " ".join(said)
         # A single word may be a verb or an adjective as well ("a watch"); the hand-made table says which of its are.
         phrases += _forms(said, own, unsure=len(said) == 1)
         known.add(said)
-        around = [*said, "/", *(word for part in thing.category for word in words(part))]
+        around = (*said, "/", *(word for part in thing.category for word in words(part)))
         wider[own] = {name for mention in table.mentions(around, strict=False) for name in mention.things}
     return _table(phrases, wider, not_before)
 
 
-def noun(name: str) -> list[str]:
+def noun(name: str) -> tuple[str, ...]:
     """The words of a noun phrase without its determiner."""
     said = words(name)
     return said[1:] if said and said[0] in _DETERMINERS else said
@@ -167,7 +167,7 @@ def _read(name: str, text: str) -> tuple[list[_Phrase], dict[str, set[str]], fro
         if not colon:
             problems.append(f"{name}:{number}: expected `thing: words | wider words`, got {line.strip()!r}")
         elif head == NO_THINGS:
-            phrases += [_Phrase(tuple(words(phrase)), ()) for phrase in _listed(same)]
+            phrases += [_Phrase(words(phrase), ()) for phrase in _listed(same)]
         elif head == NOT_BEFORE:
             not_before = frozenset(_listed(same))
         else:
@@ -177,7 +177,7 @@ def _read(name: str, text: str) -> tuple[list[_Phrase], dict[str, set[str]], fro
             wider[thing] = {" ".join(words(word)) for word in _listed(more)}
             needed |= dict.fromkeys(wider[thing], number)
             for phrase in (head, *_listed(same)):
-                phrases += _forms(tuple(words(phrase)), thing, unsure=phrase.endswith("?"))
+                phrases += _forms(words(phrase), thing, unsure=phrase.endswith("?"))
     lost = ((word, number) for word, number in needed.items() if word not in wider)
     problems += [
         f"{name}:{number}: {word!r} behind the bar has no line of its own; add `{word}:`" for word, number in lost

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.concepts import noun
-from opsin.synthesize.checks.words import word_set, words
+from opsin.synthesize.checks.words import spoken, word_set, words
 from opsin.synthesize.english import NUMBERS
 from opsin.synthesize.outcome import Finding
 
@@ -37,8 +37,9 @@ _NOT_AFTER = re.compile(
     r"\b(?:absent|missing|nowhere|not (?:visible|present|there|in|shown|seen|part|among|any)"
     r"|(?:cannot|can't|can not|couldn't) (?:be )?see)|n't (?:visible|present|there|in|any|shown|seen)\b"
 )
-_SUPPOSED = word_set(
-    "might may could would should if unless perhaps probably possibly maybe likely usually typically often generally "
+_MODALS = word_set("might may could would should")
+_SUPPOSED = _MODALS | word_set(
+    "if unless perhaps probably possibly maybe likely usually typically often generally "
     "commonly sometimes potentially e.g imagine suppose"
 )
 _ALIKE = word_set("like unlike than resembling resembles resemble")
@@ -48,7 +49,7 @@ _TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compa
 _ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
 _DENIES = re.compile(
     r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
-    r"|(?:there|it|they|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
+    r"|(?:there|it|they|he|she|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
 )
 _HOW_MANY = re.compile(
     r"(?i)^\W*how many ([\w' -]+?) (?:are|can be|can|do)(?: there| visible| shown| present| seen| you see| you count)?"
@@ -77,18 +78,15 @@ class Known:
     @cached_property
     def things(self) -> frozenset[str]:
         """Everything that may be said to be there."""
-        mentions = [mention for text in self._texts() for mention in self.table.mentions(words(text), strict=False)]
+        mentions = [mention for text in self._texts() for mention in self.table.mentions(spoken(text), strict=False)]
         return frozenset().union(*(self.table.sayable[thing] for mention in mentions for thing in mention.things))
 
-    def has(self, mention: Mention, said: Sequence[str]) -> bool:
+    def has(self, mention: Mention, said: tuple[str, ...]) -> bool:
         """Whether the mentioned thing is there, perhaps in other words: a ball where there is a basketball."""
         if any(thing in self.things for thing in mention.things):
             return True
-        surface = said[mention.start : mention.end]
-        if self.words.issuperset(surface):
-            return True
-        head = surface[-1]
-        return len(head) > 3 and any(word.endswith(head) for word in self.words)
+        head = said[mention.end - 1]
+        return len(head) > 3 and any(word.endswith(head) and word != head for word in self.words)
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -98,17 +96,20 @@ class Known:
         counts: Counter[str] = Counter()
         uncertain: set[str] = set()
         for thing in self.contexts[0].things:
-            own = list(self.table.mentions(noun(thing.name), strict=False))
-            names = own[-1].things if own else ()
-            counts.update(names[:1])
-            uncertain.update(*(self.table.sayable[name] - {name} for name in names), names[1:])
-            if thing.crowd or _SEVERAL.search(thing.name):
+            named = list(self.table.mentions(noun(thing.name), strict=False))
+            names = named[-1].things if named else ()
+            counts.update(names)
+            if thing.crowd or len(names) > 1 or _SEVERAL.search(thing.name):
                 uncertain.update(names)
+        # Of two dogs and an animal, there may be three dogs, and there are three animals.
+        for name in counts:
+            if wider := (self.table.sayable[name] - {name}) & counts.keys():
+                uncertain |= {name, *wider}
         return Counter({name: n for name, n in counts.items() if name not in uncertain and n < _UNCERTAIN})
 
     def told(self, name: str) -> set[int]:
         """The numbers of a thing that captions tell."""
-        return {count for text in self._captions() for count, of in _numbers(words(text), self.table) if name in of}
+        return {count for text in self._captions() for count, of in _numbers(spoken(text), self.table) if name in of}
 
     def _captions(self) -> Iterator[str]:
         return (caption for context in self.contexts for caption in context.captions)
@@ -144,7 +145,7 @@ def _named(lost: dict[str, set[str]]) -> str:
 
 
 class _Claims:
-    """The things of a text that are not there: `lost` are claimed, `aside` only compared with."""
+    """The things of a text that are not there: `lost` are claimed, `aside` only compared with (and all they are)."""
 
     def __init__(self, text: str, known: Known) -> None:
         self.lost: dict[str, set[str]] = {}
@@ -152,12 +153,12 @@ class _Claims:
         for clause in _CLAUSE.split(text):
             if not clause:
                 continue
-            said = words(clause.replace("-", " "))
+            said = spoken(clause)
             for mention in known.table.mentions(said, strict=True):
                 if known.has(mention, said) or _is_denied(said, mention, clause):
                     continue
                 if _is_compared(said, mention):
-                    self.aside.update(mention.things)
+                    self.aside.update(*(known.table.sayable[thing] for thing in mention.things))
                 elif not _is_supposed(said, mention):
                     self.lost.setdefault(" ".join(said[mention.start : mention.end]), set()).update(mention.things)
 
@@ -166,28 +167,32 @@ class _Claims:
         return set().union(*self.lost.values())
 
 
-def _is_denied(said: Sequence[str], mention: Mention, clause: str) -> bool:
+def _is_denied(said: tuple[str, ...], mention: Mention, clause: str) -> bool:
     for at, word in enumerate(said[: mention.start]):
         if word in _NOTS or word.endswith("n't"):
             following = said[at + 1] if at + 1 < len(said) else ""
             if following not in ("only", "just", "doubt", "more"):
                 return True
-        if word in ("instead", "free", "rather", "devoid", "empty") and said[at + 1 : at + 2] in (["of"], ["than"]):
+        if word in ("instead", "free", "rather", "devoid", "empty") and said[at + 1 : at + 2] in (("of",), ("than",)):
             return True
     return _NOT_AFTER.search(clause.casefold(), clause.casefold().find(said[mention.end - 1])) is not None
 
 
-def _is_supposed(said: Sequence[str], mention: Mention) -> bool:
+def _is_supposed(said: tuple[str, ...], mention: Mention) -> bool:
     """Whether it is said of what may be, or of things in general ("for cars")."""
     if any(word in _SUPPOSED for word in said[: mention.start]):
+        return True
+    if any(word in _MODALS for word in said[mention.end : mention.end + 2]):
         return True
     before = said[mention.start - 1] if mention.start else ""
     return before == "for" and said[mention.end - 1].endswith(("s", "people", "men", "women", "children"))
 
 
-def _is_compared(said: Sequence[str], mention: Mention) -> bool:
+def _is_compared(said: tuple[str, ...], mention: Mention) -> bool:
     before = said[max(0, mention.start - 4) : mention.start]
     if any(word in _ALIKE for word in before):
+        return True
+    if before.count("as") > 1:  # as comfortable as a bed
         return True
     return any(pair in _TOGETHER or (pair[1] == "as" and pair[0] in _ALIKE_AS) for pair in pairwise(before))
 
@@ -195,24 +200,27 @@ def _is_compared(said: Sequence[str], mention: Mention) -> bool:
 def count(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
     """More things than there are, or another number where exactly that is asked. Fewer may be some of them."""
     for number, exchange in enumerate(exchanges, 1):
-        asked = _HOW_MANY.search(exchange.question)
-        wanted = (
-            {name for m in known.table.mentions(words(asked[1]), strict=False) for name in m.things} if asked else set()
-        )
-        answer = words(exchange.answer.replace("-", " "))
-        if asked and len(words(asked[1])) == 1 and answer and answer[0] in _COUNTS:
-            claims: list[tuple[int, set[str]]] = [(_COUNTS[answer[0]], wanted)]
-        else:
-            claims = [(claimed, set(things)) for claimed, things in _numbers(answer, known.table)]
-            wanted = set()
+        asked = _asked_for(exchange.question, known.table)
+        answer = spoken(exchange.answer)
+        total = next((_COUNTS[word] for word in answer[:4] if word in _COUNTS), 0)
+        claims = [(total, asked)] if asked and total else list(_numbers(answer, known.table))
         for claimed, things in claims:
-            name = next((name for name in things if known.counts[name]), "")
+            name = next((thing for thing in things if known.counts[thing]), "")
             there = known.counts[name] if name else 0
-            if name and (claimed > there or (wanted and claimed != there)) and claimed not in known.told(name):
+            wrong = claimed > there or (bool(asked) and claimed != there)
+            if name and wrong and claimed not in known.told(name):
                 yield Finding(COUNT, f"answer {number} says {claimed} for {name!r}, and the picture has {there}")
 
 
-def _numbers(said: Sequence[str], table: Concepts) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _asked_for(question: str, table: Concepts) -> tuple[str, ...]:
+    """The things whose number a question asks for; nothing if it asks for some of them ("dogs with collars")."""
+    found = _HOW_MANY.search(question)
+    said = spoken(found[1]) if found else ()
+    mentions = list(table.mentions(said, strict=False))
+    return mentions[0].things if len(mentions) == 1 and mentions[0].end - mentions[0].start == len(said) else ()
+
+
+def _numbers(said: tuple[str, ...], table: Concepts) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Numbers of things: "three brown dogs"."""
     for mention in table.mentions(said, strict=True):
         for word in reversed(said[max(0, mention.start - 2) : mention.start]):

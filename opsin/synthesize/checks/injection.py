@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.control import control
-from opsin.synthesize.checks.words import shown, words
+from opsin.synthesize.checks.words import EMPTY, shown, words
 from opsin.synthesize.outcome import Finding
 from opsin.synthesize.prompting import CLOSE, OPEN
 
@@ -71,27 +71,31 @@ def _orders(context: Context) -> Iterator[str]:
 def injection(exchanges: Sequence[Exchange], contexts: Sequence[Context]) -> Iterator[Finding]:
     """Answers that speak of their instructions, or say what an order in the context demands."""
     orders = [text for context in contexts for text in _orders(context)]
-    demanded = {tuple(words(found["quoted"] or found["bare"])) for text in orders for found in _DEMAND.finditer(text)}
-    demanded |= {run for text in orders for run in _runs(words(text))}
-    harmless = _runs(
-        [word for context in contexts for text in context.captions if text not in orders for word in words(text)]
-    )
+    demanded = sorted(_demanded(orders, contexts))
     for number, exchange in enumerate(exchanges, 1):
         for name, text in (("question", exchange.question), ("answer", exchange.answer)):
             if found := _OBEYS.search(text):
                 yield Finding(INJECTION, f"{name} {number} speaks of its instructions, {shown(found[0])}")
-            if orders and (echo := _echo(words(text), demanded - harmless)):
+            if echo := _echo(words(text), demanded):
                 yield Finding(INJECTION, f"{name} {number} follows an order that stands in the picture, {shown(echo)}")
 
 
-def _runs(said: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(said[at : at + _ECHO]) for at in range(len(said) - _ECHO + 1)}
+def _demanded(orders: Sequence[str], contexts: Sequence[Context]) -> set[tuple[str, ...]]:
+    """What the orders want to be said, and their own words; but nothing that the other captions say as well."""
+    said = {words(found["quoted"] or found["bare"]) for text in orders for found in _DEMAND.finditer(text)}
+    said |= {run for text in orders for run in _runs(words(text))}
+    others = (caption for context in contexts for caption in context.captions if caption not in orders)
+    harmless = EMPTY.union(*map(words, others)) if orders else EMPTY
+    return {run for run in said if not harmless.issuperset(run)}
 
 
-def _echo(said: Sequence[str], demanded: set[tuple[str, ...]]) -> str:
+def _runs(said: tuple[str, ...]) -> set[tuple[str, ...]]:
+    return {said[at : at + _ECHO] for at in range(len(said) - _ECHO + 1)}
+
+
+def _echo(said: tuple[str, ...], demanded: Sequence[tuple[str, ...]]) -> str:
     """A demand that stands in a text."""
-    for run in sorted(demanded):
-        length = len(run)
-        if length and any(tuple(said[at : at + length]) == run for at in range(len(said) - length + 1)):
+    for run in demanded:
+        if any(said[at : at + len(run)] == run for at in range(len(said) - len(run) + 1)):
             return " ".join(run)
     return ""

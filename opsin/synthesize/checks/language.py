@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,11 @@ _COMMON = {
 }
 """The commonest words, in texts about pictures."""
 
-_SETS = {name: frozenset(listed.split()) for name, listed in _COMMON.items()}
+_SPEAKERS: dict[str, list[str]] = {}
+"""The languages that each of these words is common in."""
+for _name, _listed in _COMMON.items():
+    for _word in _listed.split():
+        _SPEAKERS.setdefault(_word, []).append(_name)
 
 _MOST_FOREIGN = 20
 """A few letters of another script are a name ("Coca-Cola"), or a quotation; so many are a language."""
@@ -84,7 +89,8 @@ def language(exchanges: Sequence[Exchange], expected: str) -> Iterator[Finding]:
 
 def _other_script(text: str, code: str) -> str:
     """The script that a text is in, if it is not one of the language."""
-    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
+    scripts = ("Latin",) if text.isascii() else tuple(_LETTERS)
+    counts = {name: len(_LETTERS[name].findall(text)) for name in scripts}
     counts = {name: count for name, count in counts.items() if count}
     if not counts:
         return ""
@@ -104,13 +110,13 @@ def _other_script(text: str, code: str) -> str:
 
 def _other_language(text: str, code: str) -> str:
     """Another language of the same script that has far more of its common words in the text."""
-    if code not in _SETS:
+    if code not in _COMMON:
         return ""
     said = words(text)
     if len(said) < _FEWEST_WORDS:
         return ""
-    votes = {name: sum(word in common for word in said) for name, common in _SETS.items()}
-    most = max(votes, key=lambda name: votes[name])
+    votes = Counter(name for word in said for name in _SPEAKERS.get(word, ()))
+    most = max(votes, key=lambda name: votes[name], default=code)
     if most != code and votes[most] >= _FEWEST_COMMON and votes[most] >= _MUCH_MORE * votes[code]:
         return f"the language {most!r}"
     return ""

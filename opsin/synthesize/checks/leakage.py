@@ -28,7 +28,7 @@ def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
     """Answers that stand in their own questions, and questions that were asked before."""
     asked: dict[tuple[str, ...], int] = {}
     for number, exchange in enumerate(exchanges, 1):
-        question = tuple(words(exchange.question))
+        question = words(exchange.question)
         first = asked.setdefault(question, number)
         if first != number:
             yield Finding(LEAKAGE, f"question {number} is question {first} again: {shown(exchange.question)}")

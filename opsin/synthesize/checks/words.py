@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Letters of scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han)."""
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)*")
+_GENITIVE = re.compile(r"['’]s\b|(?<=s)['’](?=\s)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
@@ -25,9 +27,15 @@ EMPTY = word_set(
 """Words that tell nothing about a picture."""
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=256)  # every check of a sample reads the same texts
+def words(text: str) -> tuple[str, ...]:
     """The words in lower case; in scripts without spaces, every letter is one."""
-    return _WORD.findall(text.casefold().replace("’", "'"))
+    return tuple(_WORD.findall(text.casefold().replace("’", "'")))
+
+
+def spoken(text: str) -> tuple[str, ...]:
+    """The words without hyphens and the English genitive: "a child's toy-car" speaks of a child and a toy car."""
+    return words(_GENITIVE.sub("", text.replace("-", " ")))
 
 
 def number_of_words(text: str) -> int:

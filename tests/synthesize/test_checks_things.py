@@ -1,0 +1,167 @@
+"""Things that are not in the picture: what is found, what is let pass, and how often that is right."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opsin.core.errors import RecipeError
+from opsin.synthesize.check_values import Checks
+from opsin.synthesize.checks import examine
+from opsin.synthesize.checks.concepts import concepts
+from opsin.synthesize.checks.hallucination import Known, count, hallucination
+from opsin.synthesize.context import Context, Exhaustive, Thing, Vocabulary
+from opsin.synthesize.kinds.base import Expected
+from opsin.synthesize.subject import Exchange
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "hallucination.json").read_text(encoding="utf-8"))
+NOTHING = Vocabulary(())
+PRECISION, RECALL = 0.95, 0.95
+"""Floors on the set by which the words were tuned; on the part that was written afterwards they are lower."""
+PRECISION_UNSEEN, RECALL_UNSEEN = 0.85, 0.85
+
+
+def known(*names: str, caption: str = "", exhaustive: Exhaustive = "categories", things: Vocabulary = NOTHING) -> Known:
+    context = Context((caption,) if caption else (), tuple(Thing(name, ("thing",)) for name in names), exhaustive)
+    return Known((context,), concepts(things, None))
+
+
+def lost(question: str, answer: str, known: Known) -> set[str]:
+    found = hallucination([Exchange(question, answer)], known)
+    return {word for finding in found for word in re.findall(r"'([^']+)'", finding.text)}
+
+
+def rates(cases: list[dict[str, Any]]) -> tuple[float, float]:
+    """Precision and recall of the words that are found."""
+    right = found = wanted = 0
+    for case in cases:
+        context = GOLDEN["contexts"][case["context"]]
+        here = known(*context["things"], caption="\n".join(context["captions"]))
+        said = lost(case["question"], case["answer"], here)
+        right += len(said & set(case["lost"]))
+        found += len(said)
+        wanted += len(set(case["lost"]))
+    return right / found, right / wanted
+
+
+def test_it_is_right_about_sentences_labelled_by_hand() -> None:
+    assert len(GOLDEN["cases"]) >= 140
+    precision, recall = rates(GOLDEN["cases"])
+    assert precision >= PRECISION
+    assert recall >= RECALL
+
+
+def test_it_is_right_about_sentences_written_afterwards() -> None:
+    assert len(GOLDEN["unseen"]) >= 60
+    precision, recall = rates(GOLDEN["unseen"])
+    assert precision >= PRECISION_UNSEEN
+    assert recall >= RECALL_UNSEEN
+
+
+@pytest.mark.parametrize(
+    ("present", "answer"),
+    [
+        ("a hot dog", "A dog waits beside it."),
+        ("a wine glass", "A cup stands beside it."),
+        ("a computer mouse", "A cat sits beside it."),
+        ("a keyboard", "A laptop stands beside it."),
+        ("an orange", "An apple lies beside it."),
+        ("a fire hydrant", "A parking meter stands beside it."),
+    ],
+)
+def test_names_of_two_words_are_no_other_thing(present: str, answer: str) -> None:
+    assert lost("What is here?", answer, known(present))
+    assert not lost("What is here?", f"There is {present}.", known(present))
+
+
+def test_wider_words_and_synonyms_may_be_said() -> None:
+    for answer in ("A puppy plays.", "The animal plays.", "A pet plays.", "Two hounds play."):
+        assert lost("What is here?", answer, known("a dog")) == set()
+    assert lost("What is here?", "A dog plays.", known("an animal")) == {"dog"}  # it may be any
+
+
+def test_a_question_must_not_presuppose_what_is_absent() -> None:
+    assert lost("What is the dog doing?", "It is sleeping.", known("a couch")) == {"dog"}
+    assert lost("What is the dog doing?", "There is no dog.", known("a couch")) == set()
+    assert lost("Is there a dog?", "Yes.", known("a couch")) == {"dog"}
+    assert lost("Is there a dog?", "No.", known("a couch")) == set()
+    assert lost("Is it a dog or a cat?", "It is a cat.", known("a cat")) == set()
+
+
+def test_the_things_of_the_collection_are_known_as_well() -> None:
+    things = Vocabulary((), (Thing("a violin", ("music",)), Thing("a red fox", ("animals",)), Thing("a watch", ("x",))))
+    here = known("a dog", things=things)
+    assert lost("What is here?", "A dog and a violin.", here) == {"violin"}
+    assert lost("What is here?", "Two violins and a red fox.", here) == {"violins", "red fox"}
+    assert lost("What is here?", "The dog can watch the street.", here) == set()
+    fox = known("a red fox", things=things)
+    assert lost("What is here?", "An animal, a red fox.", fox) == set()
+
+
+def test_more_things_than_there_are() -> None:
+    two = known("a dog", "a dog", "a couch")
+    assert list(count([Exchange("What is here?", "Three brown dogs play.")], two))
+    assert not list(count([Exchange("What is here?", "Two dogs play.")], two))
+    assert not list(count([Exchange("What is here?", "One dog plays and one sleeps.")], two))
+    (finding,) = count([Exchange("How many dogs are there?", "There is one dog.")], two)
+    assert "says 1 for 'dog', and the picture has 2" in finding.text
+    assert not list(count([Exchange("How many dogs with collars are there?", "One.")], two))
+
+
+@pytest.mark.parametrize(
+    "uncertain",
+    [
+        known("a dog", "a dog", exhaustive="nothing"),
+        known("two dogs", "a dog"),
+        known("a dog", "a dog", caption="Three dogs on a couch."),
+        known("a dog", "a dog", "an animal"),
+        known(*["a dog"] * 12),
+    ],
+)
+def test_a_number_is_wrong_only_where_it_is_certain(uncertain: Known) -> None:
+    assert list(count([Exchange("How many dogs are there?", "Three.")], uncertain)) == []
+    assert list(count([Exchange("What is here?", "Three dogs, three animals.")], uncertain)) == []
+
+
+def test_it_can_be_only_reported_or_left_out() -> None:
+    exchanges = (Exchange("What is here?", "A cat sleeps."),)
+    context = Context(("A dog.",), ())
+
+    def found(**values: Any) -> list[bool]:
+        options, expected = Checks(**values), Expected((1, 9), (1, 99))
+        findings = examine(
+            exchanges, expected=expected, contexts=(context,), vocabulary=NOTHING, options=options, finish="stop"
+        )
+        return [finding.refuses for finding in findings]
+
+    assert found() == [True]
+    assert found(hallucination="report") == [False]
+    assert found(hallucination="off") == []
+
+
+def test_own_synonyms(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("# tools\nhammer: mallet | tool\ntool:\n", encoding="utf-8")
+    table = concepts(NOTHING, path)
+    here = Known((Context(("A hammer.",), ()),), table)
+    assert lost("What is here?", "A mallet, a tool; a dog.", here) == set()
+    assert lost("What is here?", "A mallet.", Known((Context(("A tool.",), ()),), table)) == {"mallet"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("dog puppy", "words.txt:1: expected `thing: words"),
+        ("dog:\n\ndog: hound", "words.txt:3: 'dog' has a line already"),
+        ("dog: hound | pet", "words.txt:1: 'pet' behind the bar has no line"),
+    ],
+)
+def test_a_wrong_line_of_synonyms_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        concepts(NOTHING, path)
