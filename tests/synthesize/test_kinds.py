@@ -325,11 +325,12 @@ def test_what_rules_say_of_a_table_is_in_the_table(rows: list[tuple[str, ...]], 
             assert found == [answer]
         elif asked := re.fullmatch(r"Which row has the (largest|smallest) number under (.+)\?", question):
             column = header.index(asked[2])
-            numbers = {row[0]: float(row[column].replace(",", "")) for row in body}
-            best = (max if asked[1] == "largest" else min)(numbers.values())
-            label = next(label for label, value in numbers.items() if value == best)
-            assert sum(float(row[column].replace(",", "")) == best for row in body) == 1
-            assert answer.startswith(f"{label}, with ")
+            numbers = [float(row[column].replace(",", "")) for row in body]
+            best = (max if asked[1] == "largest" else min)(numbers)
+            assert numbers.count(best) == 1
+            row = body[numbers.index(best)]
+            assert answer == f"{row[0]}, with {row[column]}."
+            assert [other[0] for other in body].count(row[0]) == 1
         elif question == "What are the columns of the table?":
             assert answer == ", ".join(header)
         else:

@@ -106,8 +106,9 @@ def _of_the_table(context: Context, rng: random.Random) -> list[Exchange]:
 
 
 def _extreme(column: str, cells: list[tuple[str, str]]) -> list[Exchange]:
-    """Which row has the largest and the smallest number of a column, where every cell is a plain number."""
-    if not all(label and _NUMBER.fullmatch(cell) for label, cell in cells):
+    """Which row has the largest and the smallest number of a column of plain numbers, where rows have names."""
+    labels = {label for label, _ in cells if label}
+    if len(labels) < len(cells) or not all(_NUMBER.fullmatch(cell) for _, cell in cells):
         return []
     numbers = [Decimal(cell.replace(",", "")) for _, cell in cells]
     exchanges = []
