@@ -31,13 +31,20 @@ Progress = Callable[[str, int], None]
 
 RECIPES = frozenset({".yaml", ".yml"})
 SHOWN = 6
+SYNTHESIS = "synthesis.json"
+"""What makes a directory that of a synthesis."""
+SEED = 0
+"""Of the samples of a synthesis that are shown."""
 STREAMED = 20
 """Steps that are looked at of a stage that streams."""
 
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(help="Recipe (YAML, or a packaged one's name), or a data file: .json, .tar ...")
+        Path,
+        typer.Argument(
+            help="Recipe (YAML, or a packaged one's name), a data file (.json, .tar ...), or a synthesis's directory"
+        ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes: model.template.kind=plain")] = None,
     out: Annotated[Path | None, typer.Option(help="Write an HTML page; by default it is shown here.")] = None,
@@ -52,7 +59,10 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a model sees: tokens, what is learned, pictures with tiles and patches, packs; or what a file holds."""
+    """Show what a model sees: tokens, what is learned, pictures with tiles and patches, packs; or what a file holds.
+
+    Of a synthesis: its numbers, some samples with their pictures and provenance, some refused answers with reasons.
+    """
     from opsin.core.packaged import is_packaged
 
     if file.suffix in RECIPES or is_packaged(file):
@@ -60,6 +70,11 @@ def inspect(
             name = "--model" if model is not None else "--image-root"
             raise OpsinError(f"{name} is for data files; a recipe says it itself, and overrides change it")
         _recipe(file, overrides or (), stage, ids or (), samples, out, as_json)
+        return
+    if (file / SYNTHESIS).is_file():
+        if overrides or stage is not None or image_root is not None or model is not None:
+            raise OpsinError(f"{file} is a synthesis; of the options, --out, --samples, --id and --json are for it")
+        _synthesis(file, ids or (), samples, out, as_json)
         return
     if overrides or stage is not None:
         given = "--stage" if stage is not None else str((overrides or [""])[0])
@@ -89,6 +104,20 @@ def _recipe(
     with _reading() as on_progress:
         views = [_view(recipe, one, tokenizer, ids, samples, on_progress) for one in wanted]
     _show_stages(recipe.name, views, ids, out, as_json)
+
+
+def _synthesis(directory: Path, ids: Sequence[str], samples: int, out: Path | None, as_json: bool) -> None:
+    from opsin.report.synthesis import page, sample_lines, synthesis_value
+    from opsin.report.synthesis_view import look_at_synthesis
+    from opsin.synthesize.statistics import summary_lines
+
+    view = look_at_synthesis(directory, samples, SEED, ids)
+
+    def lines(_colours: bool) -> Iterator[Text]:
+        yield from (Text(printable(line)) for line in summary_lines(view.statistics))
+        yield from sample_lines(view)
+
+    _give(out, as_json, lambda: page(view), lambda: synthesis_value(view), lines)
 
 
 @contextmanager

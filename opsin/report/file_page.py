@@ -73,10 +73,10 @@ def _turn(turn: Turn, names: Iterator[str]) -> str:
 
 
 def _part(part: Part, names: Iterator[str]) -> str:
-    return f'<div class="said">{_shown(part)}</div>' if isinstance(part, str) else _medium(part, next(names))
+    return f'<div class="said">{_shown(part)}</div>' if isinstance(part, str) else medium_html(part, next(names))
 
 
-def _medium(medium: Medium, name: str) -> str:
+def medium_html(medium: Medium, name: str) -> str:
     """A medium in its place in the turn."""
     head = f"<h4>{_shown(name)}</h4>"
     try:
