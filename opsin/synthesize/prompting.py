@@ -72,6 +72,7 @@ class Prompt:
         return _load(name, folder or packaged_prompts()[name], language)
 
 
+@cache
 def packaged_prompts() -> dict[str, Path]:
     """Every packaged prompt's folder, by its name."""
     root = Path(str(files("opsin.synthesize"))) / "prompts"

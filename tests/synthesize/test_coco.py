@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from opsin.core.errors import DataError
@@ -148,6 +150,16 @@ def test_what_cannot_be_used_is_named_and_its_picture_is_no_longer_exhaustive(pi
     assert all(problem.startswith(str(path)) for problem in found.problems)
 
 
+def test_an_id_has_one_meaning(pictures: Path, tmp_path: Path) -> None:
+    images = [image(9), image(9, file_name="000000000025.jpg")]
+    categories = [*CATEGORIES, {"id": 18, "name": "cat", "supercategory": "animal"}]
+    content = {"images": images, "categories": categories, "annotations": [instance(1, 9, 18, [0, 0, 64, 48])]}
+    found = Coco(instances=write(tmp_path / "i.json", content), image_root=pictures).read(tmp_path)
+    assert found.subjects[0].context.things[0].name == "a dog"
+    assert "image 9: '000000000025.jpg' here, '000000000009.jpg' before" in found.problems[0]
+    assert "category 18 is both 'cat' and 'dog'" in found.problems[1]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -163,6 +175,37 @@ def test_a_file_of_another_form_is_refused(content: str, said: str, pictures: Pa
     path.write_text(content)
     with pytest.raises(DataError, match=said):
         Coco(captions=path, image_root=pictures).read(tmp_path)
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 30)
+    | st.just(10**400)
+    | st.floats()
+    | st.sampled_from(["", ".", "/", "\ud800", "9"]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["id", "image_id"]), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.sampled_from(["images", "annotations", "categories"]), data=st.data())
+def test_one_entry_of_any_values_spoils_nothing_else(
+    part: str, data: st.DataObject, pictures: Path, tmp_path: Path
+) -> None:
+    content: dict[str, Any] = {
+        "images": [image(9)],
+        "annotations": [instance(1, 9, 18, [0, 0, 64, 48])],
+        "categories": CATEGORIES,
+    }
+    key = data.draw(st.sampled_from(sorted(content[part][0])))
+    bad = {**content[part][0], "id": 25, key: data.draw(values)}
+    content[part] = [*content[part], bad]
+    found = Coco(instances=write(tmp_path / "i.json", content), image_root=pictures).read(tmp_path)
+    first = found.subjects[0]
+    assert first.id == "000000000009"
+    assert first.context.things[0] == Thing("a dog", DOG, (0.0, 0.0, 0.1, 0.1))
 
 
 def test_nouns_of_groups_can_be_given(files: dict[str, Path], pictures: Path, tmp_path: Path) -> None:

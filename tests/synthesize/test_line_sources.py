@@ -69,6 +69,7 @@ def test_pictures(media: Path, tmp_path: Path) -> None:
         ({"image": "a.png", "captions": ["a\x00b"]}, "caption 1 is empty or has control characters"),
         ({"image": "a.png", "captions": [" "]}, "caption 1 is empty"),
         ({"image": "none.png"}, "no such file"),
+        ({"image": ""}, "is empty"),
         ({"image": "../media/a.png"}, "'..' in the path"),
         ({"image": "http://example.org/a.png"}, "a URL"),
         ({"image": "a.png", "objects": [{"name": "dog", "box": [0, 0, 4, 3]}]}, "not within 0..1"),

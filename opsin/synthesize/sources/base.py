@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from opsin.synthesize.context import Context, Group, Thing, Vocabulary
+from opsin.synthesize.context import Group, Thing, Vocabulary
 from opsin.synthesize.symbolic import MOST_CHARACTERS, everything
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ def name_of(text: object) -> str | None:
     return name if name is not None and len(name) <= MOST_NAME else None
 
 
+def identity_of(path: str) -> str:
+    """What a picture is called: its path without the ending, as in LLaVA's data (`000000033471`)."""
+    return str(PurePosixPath(path).with_suffix("")) if PurePosixPath(path).name else path
+
+
 def is_clean(text: str) -> bool:
     """Whether a text has no control characters (tabs and new lines are none)."""
     return _CONTROL.search(text) is None
@@ -127,8 +132,3 @@ def without_too_long(subjects: Iterable[Subject], problems: list[str]) -> tuple[
         else:
             kept.append(subject)
     return tuple(kept)
-
-
-def partly(context: Context) -> Context:
-    """The same, where some annotation could not be used: what is left is not all of anything."""
-    return replace(context, exhaustive="nothing")

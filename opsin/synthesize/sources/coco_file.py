@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from opsin.core.errors import DataError
 from opsin.synthesize.context import Thing
 from opsin.synthesize.english import noun_phrase
-from opsin.synthesize.sources.base import box_of, caption_of, name_of
+from opsin.synthesize.sources.base import box_of, caption_of, identity_of, is_clean, name_of
 
 MOST_BYTES = 4_000_000_000
 
@@ -40,8 +39,8 @@ class CocoImage:
 
     @property
     def name(self) -> str:
-        """LLaVA's id: the file's name without its ending, behind its folders if it has some."""
-        return str(PurePosixPath(self.file_name).with_suffix(""))
+        """The id of its samples."""
+        return identity_of(self.file_name)
 
 
 @dataclass
@@ -61,9 +60,7 @@ class CocoImages:
                 continue
             known = self.images.setdefault(image.id, image)
             if known.file_name != image.file_name:
-                self.problems.append(
-                    f"{path}: image {image.id}: {image.file_name!r} here, {known.file_name!r} in another file"
-                )
+                self.problems.append(f"{path}: image {image.id}: {image.file_name!r} here, {known.file_name!r} before")
                 continue
             known.width, known.height = known.width or image.width, known.height or image.height
             known.annotated = known.annotated or annotated
@@ -75,7 +72,11 @@ class CocoImages:
             if not isinstance(entry.get("id"), int) or name is None or group is None:
                 self.problems.append(f"{path}: category {_id(entry)}: expected an id, a name and a supercategory")
                 continue
-            self.categories[entry["id"]] = Thing(noun_phrase(name), (group, name))
+            thing = Thing(noun_phrase(name), (group, name))
+            if self.categories.setdefault(entry["id"], thing) != thing:
+                self.problems.append(
+                    f"{path}: category {entry['id']} is both {name!r} and {self.categories[entry['id']].category[-1]!r}"
+                )
 
     def add_captions(self, path: Path, content: dict[str, Any]) -> None:
         """The captions of a file."""
@@ -189,7 +190,7 @@ def _used(mapping: dict[str, Any]) -> dict[str, Any]:
 
 def _image(entry: dict[str, Any]) -> CocoImage | str:
     file_name = entry.get("file_name")
-    if not isinstance(entry.get("id"), int) or not isinstance(file_name, str) or not file_name:
+    if not isinstance(entry.get("id"), int) or not isinstance(file_name, str) or not is_clean(file_name):
         return "expected an integer id and a file_name"
     sides = entry.get("width", 0), entry.get("height", 0)
     if not all(_is_number(side) and side >= 0 for side in sides):
@@ -202,7 +203,7 @@ def _id(entry: dict[str, Any]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e9
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not
 
 
 def _is_hashable(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -17,6 +17,7 @@ from opsin.synthesize.sources.base import (
     SourceBase,
     box_of,
     caption_of,
+    identity_of,
     is_clean,
     name_of,
     vocabulary_of,
@@ -34,7 +35,7 @@ class Described(LineBase):
     category: str | list[str] | None = None
 
 
-class Annotated(LineBase):
+class AnnotatedLine(LineBase):
     """What is known of a picture or a frame."""
 
     captions: list[str] = Field([], max_length=100)
@@ -43,7 +44,7 @@ class Annotated(LineBase):
     """Width and height in pixels, if boxes are in pixels; without it they are shares of the picture."""
 
     @model_validator(mode="after")
-    def _boxes(self) -> Annotated:
+    def _boxes(self) -> AnnotatedLine:
         if self.size is not None and min(self.size) <= 0:
             raise ValueError(f"size {self.size} is no width and height")
         for described in self.objects:
@@ -52,7 +53,7 @@ class Annotated(LineBase):
         return self
 
 
-class PictureLine(Annotated):
+class PictureLine(AnnotatedLine):
     """One line."""
 
     id: str | None = None
@@ -81,7 +82,7 @@ class Jsonl(SourceBase):
         media = MediaRoot(self.image_root)
         subjects = []
         for where, line in read_lines(self.path, PictureLine, problems):
-            identity = line.id or str(PurePosixPath(line.image).with_suffix(""))
+            identity = line.id or identity_of(line.image)
             found = media.picture(line.image)
             context = context_of(line, self.exhaustive, line.text)
             if problem := found if isinstance(found, str) else context if isinstance(context, str) else None:
@@ -93,7 +94,7 @@ class Jsonl(SourceBase):
         return Collected(self.image_root, kept, vocabulary_of(things, self.groups), tuple(problems))
 
 
-def context_of(line: Annotated, exhaustive: Exhaustive, text: str = "") -> Context | str:
+def context_of(line: AnnotatedLine, exhaustive: Exhaustive, text: str = "") -> Context | str:
     """What is known of a picture, or what is wrong with it."""
     captions = [caption_of(caption) for caption in line.captions]
     if None in captions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -11,13 +11,13 @@ from opsin.core.paths import ExistingFile, ExistingFolder
 from opsin.data.fields import RecordError
 from opsin.data.media_paths import MediaRoot
 from opsin.synthesize.context import Context
-from opsin.synthesize.sources.base import Collected, Naming, SourceBase, vocabulary_of, without_too_long
-from opsin.synthesize.sources.jsonl import Annotated, context_of
+from opsin.synthesize.sources.base import Collected, Naming, SourceBase, identity_of, vocabulary_of, without_too_long
+from opsin.synthesize.sources.jsonl import AnnotatedLine, context_of
 from opsin.synthesize.sources.lines import LineBase, read_lines
 from opsin.synthesize.subject import Subject
 
 
-class Frame(Annotated):
+class Frame(AnnotatedLine):
     """One described moment."""
 
     time: FiniteFloat = Field(ge=0)
@@ -64,7 +64,7 @@ class Videos(SourceBase):
         problems: list[str] = []
         subjects = []
         for where, line in read_lines(self.path, VideoLine, problems):
-            identity = line.id or str(PurePosixPath(line.video).with_suffix(""))
+            identity = line.id or identity_of(line.video)
             try:
                 subjects.append(self._subject(identity, line, where))
             except RecordError as error:
