@@ -214,13 +214,14 @@ def _comparisons(context: Context, rng: random.Random) -> list[Exchange]:
 
 
 def _sizes(context: Context) -> list[Exchange]:
+    """Which is larger from edge to edge: a box tells no more."""
     exchanges = []
     for large, small in permutations(_singled_out(context), 2):
         if _area(large) > CLEARLY_LARGER * _area(small):
             either = f"{definite(small.name)} or {definite(large.name)}"
-            much = "more than twice as much of it as" if _area(large) > 2 * _area(small) else "clearly more of it than"
-            answer = f"{capitalised(definite(large.name))}. It takes up {much} {definite(small.name)}."
-            exchanges.append(Exchange(f"Which takes up more of the picture, {either}?", answer))
+            much = "more than twice" if _area(large) > 2 * _area(small) else "clearly more than"
+            answer = f"{capitalised(definite(large.name))}. It extends over {much} the area of {definite(small.name)}."
+            exchanges.append(Exchange(f"Which of the two extends over more of the picture, {either}?", answer))
     return exchanges
 
 

@@ -230,9 +230,9 @@ def check_reasoning(reader: Reader, question: str, answer: str) -> str:
         for part in said.groups():
             reader.tally(part)
         return "more"
-    if asked := re.fullmatch(r"Which takes up more of the picture, (the .+) or (the .+)\?", question):
+    if asked := re.fullmatch(r"Which of the two extends over more of the picture, (the .+) or (the .+)\?", question):
         said = re.fullmatch(
-            r"(The .+?)\. It takes up (more than twice as much|clearly more) of it (?:as|than) (the .+)\.", answer
+            r"(The .+?)\. It extends over (more than twice|clearly more than) the area of (the .+)\.", answer
         )
         assert said is not None
         assert {said[1].lower(), said[3].lower()} == {name.lower() for name in asked.groups()}
