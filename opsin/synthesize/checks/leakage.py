@@ -33,5 +33,9 @@ def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
         if first != number:
             yield Finding(LEAKAGE, f"question {number} is question {first} again: {shown(exchange.question)}")
         told = content(exchange.answer)
-        if told and not CHOICE.search(exchange.question) and len(told & set(question)) >= _LEAKED * len(told):
+        if (
+            told
+            and not CHOICE.search(exchange.question)
+            and len(told & content(exchange.question)) >= _LEAKED * len(told)
+        ):
             yield Finding(LEAKAGE, f"question {number} holds its own answer: {shown(exchange.question)}")

@@ -50,8 +50,8 @@ def sentences(text: str) -> list[str]:
 
 
 def content(text: str) -> set[str]:
-    """The words that tell something."""
-    return set(words(text)) - EMPTY
+    """The words that tell something, without an English s at their end: "stands" tells what "stand" does."""
+    return {word.removesuffix("s") for word in words(text) if word not in EMPTY}
 
 
 def shown(text: str, most: int = 60) -> str:
