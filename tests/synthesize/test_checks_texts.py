@@ -26,6 +26,8 @@ DOG = Context(
 
 
 NOTHING = Vocabulary(())
+COLOURS = ("blue", "pink", "green", "purple", "red")
+PLACES = ("top right", "bottom left", "bottom", "right", "top")
 
 
 def checks(
@@ -201,6 +203,8 @@ def test_repetition() -> None:
         "There is a dog on the left. There is a dog on the right. There is a sofa in the middle. "
         "There is a dog at the top, and a very long couch below it, which is brown and soft."
     )
+    things = [f"a {colour} triangle is at the {place}" for colour, place in zip(COLOURS, PLACES, strict=True)]
+    assert "repetition" not in answered(f"There are five things here. {', '.join(things)}.")
 
 
 @pytest.mark.parametrize(

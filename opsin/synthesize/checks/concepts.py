@@ -62,21 +62,21 @@ class Concepts:
         `strict` is for claims: a word that can mean something else counts only as a noun with its article. Without it,
         for what is known of a picture, it always counts.
         """
-        at = 0
-        while at < len(said):
+        end = 0
+        for at, word in enumerate(said):
+            if at < end or word not in self.phrases:
+                continue
             phrase = self._longest(said, at)
             if phrase is None:
-                at += 1
                 continue
             end = at + len(phrase.words)
             after = said[end] if end < len(said) else ""
             sure = after not in self.not_before and not (phrase.unsure and not _is_noun(said, at, after))
             if phrase.things and (sure or not strict):
                 yield Mention(phrase.things, at, end)
-            at = end
 
     def _longest(self, said: tuple[str, ...], at: int) -> _Phrase | None:
-        for phrase in self.phrases.get(said[at], ()):
+        for phrase in self.phrases[said[at]]:
             length = len(phrase.words)
             if length == 1 or said[at : at + length] == phrase.words:
                 return phrase

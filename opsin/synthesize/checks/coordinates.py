@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 COORDINATES = "coordinates"
 
+_DIGIT = re.compile(r"\d")
 _NUMBER = r"-?\d*\.?\d+"
 _POSITIONS = re.compile(
     rf"[\[(]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)
@@ -28,6 +29,8 @@ def coordinates(exchanges: Sequence[Exchange], known: str) -> Iterator[Finding]:
     """Numbers that look like places in a picture, unless they stand in `known`, the captions and texts."""
     for number, exchange in enumerate(exchanges, 1):
         for name, text in (("question", exchange.question), ("answer", exchange.answer)):
+            if not _DIGIT.search(text):
+                continue
             found = dict.fromkeys(match[0] for match in _POSITIONS.finditer(text) if match[0] not in known)
             if found:
                 told = ", ".join(shown(position) for position in found)

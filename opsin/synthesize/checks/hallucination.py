@@ -200,8 +200,10 @@ def _is_compared(said: tuple[str, ...], mention: Mention) -> bool:
 def count(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
     """More things than there are, or another number where exactly that is asked. Fewer may be some of them."""
     for number, exchange in enumerate(exchanges, 1):
-        asked = _asked_for(exchange.question, known.table)
         answer = spoken(exchange.answer)
+        if _COUNTS.keys().isdisjoint(answer):
+            continue
+        asked = _asked_for(exchange.question, known.table)
         total = next((_COUNTS[word] for word in answer[:4] if word in _COUNTS), 0)
         claims = [(total, asked)] if asked and total else list(_numbers(answer, known.table))
         for claimed, things in claims:

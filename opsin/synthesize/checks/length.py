@@ -19,9 +19,9 @@ REPETITION = "repetition"
 
 _RUN = 4
 """Words of a run that is looked for again."""
-_MOST_RUNS = 4
-"""A run that is there more often, and makes up `_LOOP` of the words, is a loop; a list ("there is a") is not."""
-_LOOP = 0.3
+_FEWEST_WORDS = 16
+_LOOP = 0.4
+"""Share of runs that were there before, from which a text is a loop; of a list ("there is a ...") it is about 0.25."""
 _MOST_SENTENCES = 2
 """How often a sentence of at least four words may be there."""
 _SAME_CHARACTER = re.compile(r"([^\s\d.=_*-])\1{19,}")
@@ -48,12 +48,12 @@ def _again(text: str) -> str:
     if found := _SAME_CHARACTER.search(text):
         return found[0]
     said = words(text)
-    if len(said) < _RUN * _MOST_RUNS:
+    if len(said) < _FEWEST_WORDS:
         return ""
     normal = Counter(" ".join(words(sentence)) for sentence in sentences(text))
     sentence, count = normal.most_common(1)[0]
     if count > _MOST_SENTENCES and sentence.count(" ") >= _RUN - 1:
         return sentence
     runs = Counter(zip(said, said[1:], said[2:], said[3:], strict=False))
-    run, count = runs.most_common(1)[0]
-    return " ".join(run) if count > _MOST_RUNS and count * _RUN > _LOOP * len(said) else ""
+    again = 1 - len(runs) / runs.total()
+    return " ".join(runs.most_common(1)[0][0]) if again > _LOOP else ""
