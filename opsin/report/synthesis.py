@@ -65,7 +65,7 @@ def _numbers(statistics: Mapping[str, Any]) -> str:
     findings = _mapping(statistics.get("findings"))
     cards += [_counts(f"Wrong with the {when} answers", findings.get(when)) for when in ("first", "last")]
     cards.append(_table("Things that are not there", _rates(_mapping(statistics.get("hallucination")))))
-    cards.append(_table("Words of a sample", _words(_mapping(statistics.get("words")))))
+    cards.append(_table("Words of a sample's answers: median (5% to 95%)", _words(_mapping(statistics.get("words")))))
     usage = _mapping(statistics.get("usage"))
     cards.append(_table("Asked", [(name.replace("_", " "), _number(value)) for name, value in usage.items()]))
     suspicious = _mapping(statistics.get("suspicious"))
@@ -98,9 +98,9 @@ def _rates(rates: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _words(words: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        (kind, ", ".join(f"{_number(value)} {name}" for name, value in spread.items()))
+        (kind, f"{_number(spread['50%'])} ({_number(spread['5%'])} to {_number(spread['95%'])})")
         for kind, spread in words.items()
-        if isinstance(spread, dict) and spread
+        if isinstance(spread, dict) and {"5%", "50%", "95%"} <= spread.keys()
     ]
 
 

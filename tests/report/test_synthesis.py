@@ -90,7 +90,7 @@ def out(tmp_path: Path) -> Path:
         "near_duplicates": 0,
         "suspicious": {"count": 1, "ids": [f"7 {EVIL}"]},
         "exchanges": {"mean": 1.0},
-        "words": {"detail": {"mean": 40.25, "50%": 39.0}},
+        "words": {"detail": {"mean": 40.25, "5%": 7.5, "50%": 39.0, "95%": 80.0}},
         "usage": {"requests": 26, "prompt_tokens": 12_000, "answer_tokens": 600, "cost": 0.015},
         "problems": [],
     }
@@ -112,7 +112,7 @@ def test_the_page(out: Path) -> None:
     assert "&lt;image" not in html.replace("&lt;image: 4 tiles", "")  # the mark stands for the picture that is shown
     for text in ("some-model", "detail@0123456789ab", "1,000 + 50 tokens", "A caption of", "answer 1 has 2 words"):
         assert text in html
-    for text in ("raw 0", "raw 1", "<b>hallucination</b>", "A dog.", "7.7% of 13", "40.25 mean"):
+    for text in ("raw 0", "raw 1", "<b>hallucination</b>", "A dog.", "7.7% of 13", "39 (7.5 to 80)"):
         assert text in html
 
 
