@@ -21,6 +21,7 @@ from opsin.commands.model import export, tokens
 from opsin.commands.options import FAILED, ChatTemplate, Json, existing, template_of
 from opsin.commands.recipes import copy_recipe, list_recipes, show_recipe
 from opsin.commands.report import compare, report
+from opsin.commands.synthesize import copy_prompts, synthesize
 from opsin.commands.train import train
 from opsin.core.errors import OpsinError, StoppedError
 from opsin.core.ranks import is_first
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 data = typer.Typer(name="data", help="Look into data files.", no_args_is_help=True)
 recipes = typer.Typer(name="recipes", help="Recipes that come with opsin, known by name.", no_args_is_help=True)
+prompts = typer.Typer(name="prompts", help="What teachers are told when data is synthesized.", no_args_is_help=True)
 
 
 class PictureSet(StrEnum):
@@ -126,6 +128,9 @@ def quickstart(
         show(outcome, Console())
 
 
+app.command()(synthesize)
+app.add_typer(prompts)
+prompts.command("copy")(copy_prompts)
 app.command()(train)
 app.command()(plan)
 app.command()(inspect)

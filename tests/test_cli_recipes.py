@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opsin.cli import app, main
-from opsin.core.packaged import packaged
+from opsin.core.packaged import SYNTHESIS, packaged
 from tests.support.backbones import TINY, variables
 
 RUNNER = CliRunner()
@@ -39,7 +39,8 @@ def run(*arguments: str) -> int:
 
 def test_the_list_says_what_each_recipe_is_and_trains() -> None:
     found = {one["name"]: one for one in json.loads(RUNNER.invoke(app, ["recipes", "list", "--json"]).output)}
-    assert found.keys() == packaged().keys()
+    assert found.keys() == packaged().keys() | packaged(SYNTHESIS).keys()
+    assert found["llava-instruct"]["stages"] == {"synthesize": ["conversation", "detail", "reasoning"]}
     assert found["llava-v1"]["about"].startswith("LLaVA (2304.08485): CLIP")
     assert found["llava-1.5-lora"]["stages"] == {"align": ["connector"], "instruct": ["connector", "language (LoRA)"]}
     assert found["qwen2-vl"]["stages"]["vision"] == ["vision", "connector"]

@@ -114,7 +114,7 @@ def _numbers(value: Any) -> Any:
 def test_commands_and_their_options_exist(page: Path) -> None:
     for line in re.findall(r"^ {4}(?:\.venv/bin/)?opsin (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         words = line.split("#")[0].split()
-        command = words[:2] if words[0] in ("data", "recipes") else words[:1]
+        command = words[:2] if words[0] in ("data", "recipes", "prompts") else words[:1]
         shown = RUNNER.invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
         assert shown.exit_code == 0, line
         for option in (word for word in words if word.startswith("--")):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opsin.core.files import write_json
+import yaml
+
+from opsin.core.files import write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from opsin.synthesize.context import Context, Thing
+    from opsin.synthesize.context import Context, Group, Thing
 
 CAPTIONS = "captions.json"
 INSTANCES = "instances.json"
+RECIPE = "synthesis.yaml"
 
 
 def write_annotations(folder: Path, pictures: Sequence[tuple[str, Context]], side: int) -> None:
@@ -50,6 +53,27 @@ def write_annotations(folder: Path, pictures: Sequence[tuple[str, Context]], sid
     listed = [{"id": id_, "name": name, "supercategory": group} for (name, group), id_ in categories.items()]
     write_json(folder / CAPTIONS, {"images": images, "annotations": captions})
     write_json(folder / INSTANCES, {"images": images, "annotations": instances, "categories": listed})
+
+
+def write_recipe(folder: Path, groups: Sequence[Group], close: frozenset[frozenset[str]]) -> None:
+    """Write `synthesis.yaml`: the three kinds of the annotations beside it, by rules that know the groups' nouns."""
+    namings: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        nouns = {"one": group.one, "many": group.many} if group.one and group.many else {}
+        others = sorted(other for pair in close if group.label in pair for other in pair - {group.label})
+        if nouns or others:
+            namings[group.label] = {**nouns, **({"close": others} if others else {})}
+    pictures = {"kind": "coco", "captions": CAPTIONS, "instances": INSTANCES, "image_root": "images"}
+    value = {
+        "name": "scenes",
+        "pictures": [pictures | {"exhaustive": "everything", "groups": namings}],
+        "kinds": [{"kind": "conversation"}, {"kind": "detail", "share": 0.2}, {"kind": "reasoning", "share": 0.4}],
+        "teacher": {"kind": "rules"},
+    }
+    head = (
+        "# Instruction data from the annotations in this folder, by rules: opsin synthesize synthesis.yaml --out DIR\n"
+    )
+    write_text(folder / RECIPE, head + yaml.safe_dump(value, sort_keys=False))
 
 
 def _noun(thing: Thing) -> str:

@@ -1,7 +1,7 @@
 """The data of the quick start, from stamps, from Easy-VQA or drawn: one folder with the same files each time.
 
 `images/`, `align.json`, `instruct-1.json` and `instruct-2.json` (LLaVA JSON), `captions.json` and `instances.json` (of
-stamps and drawings: COCO's annotations), `heldout.json` (questions), `statistics.json`.
+stamps and drawings: COCO's annotations), `synthesis.yaml`, `heldout.json` (questions), `statistics.json`.
 The same seed and size give the same bytes.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opsin.quickstart import questions
-from opsin.quickstart.annotations import write_annotations
+from opsin.quickstart.annotations import write_annotations, write_recipe
 from opsin.quickstart.drawn import DRAWN_GROUPS, draw_stamps
 from opsin.quickstart.easy_vqa import write_easy_vqa
 from opsin.quickstart.groups import CLOSE, GROUPS
@@ -76,6 +76,7 @@ def _build(
     _write_longer(pictures, scenes, writer, vocabulary, seed, size)
     _write_questions(parts.held_out, writer, vocabulary, seed, size)
     write_annotations(out, [(shown.image, shown.context) for shown in (*pictures, *scenes)], size.side)
+    write_recipe(out, groups, close)
     return writer.finish(seed, size, _group_sizes(parts, groups), collection.skipped)
 
 

@@ -14,11 +14,11 @@ class Checks(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    repairs: int = Field(1, ge=0, le=5)
+    repairs: int = Field(default=1, ge=0, le=5)
     """How often the teacher is told what is wrong with an answer, and asked again."""
     hallucination: Literal["refuse", "report", "off"] = "refuse"
     """What becomes of an answer that mentions things that are not in the picture, or more of them than there are."""
     synonyms: ExistingFile | None = None
     """The words for things, in the form of the built-in `opsin/synthesize/checks/synonyms.txt`, instead of it."""
-    near_duplicate: float | None = Field(0.9, ge=0.5, le=1)
+    near_duplicate: float | None = Field(default=0.9, ge=0.5, le=1)
     """Jaccard similarity of word triples from which the later one of two samples is refused; nothing: none is."""

@@ -31,9 +31,9 @@ class Attempt:
     key: str | None = None
 
 
-State = Literal["made", "quarantined", "nothing", "unanswered", "waiting"]
-"""`nothing`: the rules have nothing to state. `unanswered`: no answer after all retries. `waiting`: not asked
-yet, since the run ended before (budget, Ctrl-C, an exported batch)."""
+State = Literal["made", "quarantined", "nothing", "unusable", "unanswered", "waiting"]
+"""`nothing`: the rules have nothing to state. `unusable`: its picture cannot be shown to the teacher. `unanswered`: no
+answer after all retries. `waiting`: not asked yet, since the run ended before (budget, Ctrl-C, an exported batch)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Request:
     temperature: float
     draw: int = 0
     """Which of several answers to the same messages (how many samples a picture gets of one kind)."""
+    extra: str = ""
+    """More fields that the endpoint is sent (the teacher's `extra_body`), as JSON."""
 
     @property
     def key(self) -> str:
@@ -51,7 +53,7 @@ class Request:
             {"role": message.role, "text": message.text, "pictures": [shown.sha256 for shown in message.pictures]}
             for message in self.messages
         ]
-        asked = [self.model, said, self.max_tokens, self.temperature, self.draw]
+        asked = [self.model, said, self.max_tokens, self.temperature, self.draw, self.extra]
         return sha256_bytes(
             json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         )

@@ -30,8 +30,10 @@ class Price(Value):
 
     input: float = Field(ge=0, allow_inf_nan=False)
     output: float = Field(ge=0, allow_inf_nan=False)
-    currency: str = Field("USD", min_length=1, max_length=10)
-    batch_discount: float = Field(0.5, ge=0, le=1, description="share of the price that the batch API takes off")
+    currency: str = Field(default="USD", min_length=1, max_length=10)
+    batch_discount: float = Field(
+        default=0.5, ge=0, le=1, description="share of the price that the batch API takes off"
+    )
 
     def of(self, prompt_tokens: int, answer_tokens: int, *, batch: bool = False) -> Usage:
         """So many tokens with what they cost."""
@@ -50,19 +52,19 @@ class OpenAI(Value):
 
     kind: Literal["openai"] = "openai"
     model: str = Field(min_length=1, max_length=200)
-    base_url: str | None = Field(None, description="by default $OPENAI_BASE_URL, or else OpenAI's own")
+    base_url: str | None = Field(default=None, description="by default $OPENAI_BASE_URL, or else OpenAI's own")
     key_env: str = Field(
-        "OPENAI_API_KEY",
+        default="OPENAI_API_KEY",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="variable that holds the key; an endpoint on this machine needs none",
     )
-    vision: bool = Field(False, description="whether it sees pictures")
+    vision: bool = Field(default=False, description="whether it sees pictures")
     price: Price | None = None
     token_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="what the endpoint calls the limit of an answer's tokens"
+        default="max_tokens", description="what the endpoint calls the limit of an answer's tokens"
     )
     tokens_per_picture: int = Field(
-        2_000, ge=1, le=100_000, description="the most tokens that it counts for a picture, for budgets"
+        default=2_000, ge=1, le=100_000, description="the most tokens that it counts for a picture, for budgets"
     )
     extra_body: dict[str, Any] = Field({}, description="more fields of each request, such as those of vLLM")
 
@@ -98,19 +100,26 @@ Teacher = Annotated[Rules | OpenAI, Field(discriminator="kind")]
 class Limits(Value):
     """How a teacher may be asked. The budgets are those of the output directory, over all of its runs."""
 
-    concurrency: int = Field(16, ge=1, le=2_000, description="requests at a time")
-    requests_per_minute: float | None = Field(None, gt=0, allow_inf_nan=False)
-    tokens_per_minute: float | None = Field(None, gt=0, allow_inf_nan=False)
+    concurrency: int = Field(default=16, ge=1, le=2_000, description="requests at a time")
+    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tokens_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     timeout_seconds: float = Field(
-        120.0, gt=0, le=3_600, description="of one request from its first byte to the last one of its answer"
+        default=120.0, gt=0, le=3_600, description="of one request from its first byte to the last one of its answer"
     )
-    retries: int = Field(6, ge=0, le=50, description="how often a request is asked again that went wrong")
+    retries: int = Field(default=6, ge=0, le=50, description="how often a request is asked again that went wrong")
     longest_wait_seconds: float = Field(
-        60.0, ge=0, le=600, description="the longest wait before asking again, if the endpoint does not say how long"
+        default=60.0,
+        ge=0,
+        le=600,
+        description="the longest wait before asking again, if the endpoint does not say how long",
     )
-    max_cost: float | None = Field(None, ge=0, allow_inf_nan=False, description="in the currency of the price")
-    max_requests: int | None = Field(None, ge=0, description="sent over the network, those that are repeated included")
-    max_answer_bytes: int = Field(200_000, ge=1_000, le=100_000_000, description="of one response; more is not read")
+    max_cost: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="in the currency of the price")
+    max_requests: int | None = Field(
+        default=None, ge=0, description="sent over the network, those that are repeated included"
+    )
+    max_answer_bytes: int = Field(
+        default=200_000, ge=1_000, le=100_000_000, description="of one response; more is not read"
+    )
 
 
 def misfits(teacher: Rules | OpenAI, limits: Limits) -> Iterator[str]:

@@ -56,7 +56,8 @@ async def work_through(
     try:
         while tasks and time.monotonic() < deadline:
             done, tasks = await asyncio.wait(tasks, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-            first = first or next((error for task in done if (error := task.exception())), None)
+            errors = [error for task in done if (error := task.exception()) is not None]
+            first = first or next(iter(errors), None)
             ended = ended or first is not None
             if stop is not None and stop.wanted is not None and deadline == float("inf"):
                 ended = True

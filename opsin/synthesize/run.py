@@ -1,0 +1,287 @@
+"""A synthesis from its recipe to its files. It can end at any moment, and goes on where it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from opsin.core.errors import (
+    BudgetError,
+    OpsinError,
+    PictureError,
+    StoppedError,
+    TeacherError,
+    UnansweredError,
+    collapsed,
+)
+from opsin.core.files import make_directory, write_json, write_text
+from opsin.core.lock import LOCK, RunLock
+from opsin.core.stop import Stop
+from opsin.report.synthesis import synthesis_page
+from opsin.synthesize.checks import is_looked_up
+from opsin.synthesize.engine import Engine, Facts
+from opsin.synthesize.estimate import Estimate, estimate
+from opsin.synthesize.ledger import Ledger
+from opsin.synthesize.making import Maker
+from opsin.synthesize.near_duplicates import without_near_duplicates
+from opsin.synthesize.outcome import Outcome
+from opsin.synthesize.output import LEDGER, PAGE, PROBLEMS, RECIPE, STATISTICS, Teaching, write_samples
+from opsin.synthesize.recipe import Synthesis
+from opsin.synthesize.request import Request
+from opsin.synthesize.statistics import summarise
+from opsin.synthesize.teacher_values import Limits, OpenAI, Rules
+from opsin.synthesize.work import Work, plan
+from opsin.synthesize.workers import work_through, workers_for
+
+NOTICE = b"\nno more requests are begun, those on their way are waited for; Ctrl-C again: leave at once\n"
+SHOWN_PROBLEMS = 20
+PAGE_SAMPLES = 24
+"""Samples, and refused ones, on the page of a run."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run tells while it works."""
+
+    on_line: Callable[[str], None] = lambda _line: None
+    on_facts: Callable[[int, int, Facts], None] = lambda _done, _tasks, _facts: None
+    """Tasks done, all tasks, and the engine's numbers, after every task."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made; `ended` says why it ended before everything was asked, or is empty."""
+
+    out: Path
+    statistics: dict[str, Any]
+    image_root: Path
+    ended: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task has its outcome."""
+        states = self.statistics["states"]
+        return not states.get("waiting") and not states.get("unanswered")
+
+
+def synthesize(recipe: Synthesis, out: Path, watch: Watch | None = None, *, most_pictures: int | None = None) -> Result:
+    """Make everything that the recipe asks for, and write it to `out`; what is answered there is not asked again.
+
+    Whatever ends it early (a budget, Ctrl-C, an endpoint that refuses), what was made until then is written.
+
+    Raises:
+        StoppedError: a signal ended it; the files are written.
+        TeacherError: the teacher cannot be asked; the files are written.
+        OpsinError: annotations, prompts or the directory cannot be used.
+    """
+    watch = watch or Watch()
+    with _directory(out, recipe, watch):
+        maker = _maker(recipe, plan(recipe, out, most_pictures, watch.on_line), watch)
+        if isinstance(recipe.teacher, Rules):
+            return _written(out, maker, [maker.by_rules(task) for task in maker.work.tasks])
+        asking = _Asking(maker, watch)
+        with Ledger.open(out / LEDGER) as ledger, Stop(NOTICE) as stop:
+            _tell_uncertain(ledger, watch)
+            error = asyncio.run(asking.run(recipe.teacher, recipe.limits, ledger, stop))
+        result = _written(out, maker, asking.outcomes(), str(error) if error is not None else "")
+        if stop.wanted is not None:
+            raise StoppedError(f"ended by a signal, {asking.told()}; the same command goes on", stop.wanted)
+        if isinstance(error, TeacherError):
+            raise TeacherError(f"{error}\n{asking.told()}; the same command goes on")
+        return result
+
+
+def synthesize_by_batch(
+    recipe: Synthesis,
+    out: Path,
+    watch: Watch | None = None,
+    *,
+    imported: Sequence[Path] = (),
+    exported: Path | None = None,
+    most_pictures: int | None = None,
+) -> Result:
+    """The same without asking anybody: answers are imported, and requests without one are exported, as Batch API files.
+
+    A refused answer makes a new request, so a job may take several rounds.
+
+    Raises:
+        OpsinError: as `synthesize`; or the teacher is none that can be asked.
+    """
+    from opsin.synthesize.batch import export_batch  # needs the client, as an extra
+
+    watch = watch or Watch()
+    if not isinstance(recipe.teacher, OpenAI):
+        raise OpsinError(f"batch files are for a teacher that is asked over a network, not for {recipe.teacher.kind!r}")
+    with _directory(out, recipe, watch):
+        maker = _maker(recipe, plan(recipe, out, most_pictures, watch.on_line), watch)
+        with Ledger.open(out / LEDGER) as ledger:
+            if imported:
+                _take(imported, maker, ledger, recipe.teacher, watch)
+            outcomes: list[Outcome] = []
+            pending = _unanswered(maker, ledger, outcomes)
+            files = [] if exported is None else export_batch(pending, exported, recipe.teacher, ledger)
+            for path in files:
+                watch.on_line(f"batch  {path}")
+            for _ in pending:  # without files to write nobody has gone through them
+                pass
+        return _written(out, maker, outcomes)
+
+
+def estimated(recipe: Synthesis, out: Path, *, most_pictures: int | None = None) -> Estimate:
+    """What the recipe will take in this directory, without repairs; nothing is asked or written.
+
+    Raises:
+        OpsinError: annotations or prompts cannot be used, or the teacher is none that costs anything.
+    """
+    if not isinstance(recipe.teacher, OpenAI):
+        raise OpsinError(f"the teacher {recipe.teacher.kind!r} asks nobody, so there is nothing to estimate")
+    with tempfile.TemporaryDirectory() as drawn:
+        maker = _maker(recipe, plan(recipe, Path(drawn), most_pictures), Watch())
+        path = out / LEDGER if (out / LEDGER).exists() else Path(drawn) / LEDGER
+        with Ledger.open(path) as ledger:
+            return estimate(_first_requests(maker), ledger, recipe.teacher, recipe.limits)
+
+
+def _first_requests(maker: Maker) -> Iterator[Request]:
+    for task in maker.work.tasks:
+        if maker.asks(maker.work.kinds[task.kind]):
+            with suppress(PictureError):  # the run will name it
+                yield maker.first_request(task)
+
+
+def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, watch: Watch) -> None:
+    """Answers of batch files, to the requests of this recipe, into the ledger."""
+    from opsin.synthesize.batch import import_batch
+
+    awaited = {request.key for request in _unanswered(maker, ledger, [])}
+    took = import_batch(paths, ledger, teacher, lambda key: key in awaited or ledger.lookup(key) is not None)
+    for problem in took.problems:
+        watch.on_line(problem)
+    watch.on_line(f"{took.kept:,} answers taken, {took.known:,} were here, {len(took.problems):,} lines without one")
+
+
+def _tell_uncertain(ledger: Ledger, watch: Watch) -> None:
+    """Money that may have been paid for nothing is said out loud."""
+    if lost := ledger.uncertain():
+        cost = sum(one.most.cost for one in lost)
+        watch.on_line(
+            f"{len(lost):,} requests of an earlier run were under way when it died; their answers are lost and are "
+            f"asked for again, and the budget counts them as paid (at most {cost:,.4f})"
+        )
+
+
+def _unanswered(maker: Maker, ledger: Ledger, outcomes: list[Outcome]) -> Iterator[Request]:
+    """Requests that the ledger has no answer to, each once; adds every task's outcome as far as the ledger goes."""
+    seen: set[str] = set()
+    for task in maker.work.tasks:
+        steps = maker.steps(task)
+        try:
+            request = next(steps)
+            while (answer := ledger.lookup(request.key)) is not None:
+                request = steps.send(answer)
+        except StopIteration as ended:
+            outcomes.append(ended.value)
+            continue
+        outcomes.append(Outcome(task, "waiting"))
+        if request.key not in seen:
+            seen.add(request.key)
+            yield request
+
+
+@contextmanager
+def _directory(out: Path, recipe: Synthesis, watch: Watch) -> Iterator[None]:
+    """The directory, held by this process alone, with the recipe in it."""
+    make_directory(out)
+    with RunLock(out):
+        before = out / RECIPE
+        if not before.exists() and any(path.name != LOCK for path in out.iterdir()):
+            raise OpsinError(f"{out}: not empty, and no synthesis; choose another directory with --out")
+        value = recipe.model_dump(mode="json")
+        if before.exists() and json.loads(before.read_bytes()) != value:
+            watch.on_line(f"{before}: the recipe has changed since; requests that are the same keep their answers")
+        write_json(before, value)
+        yield
+
+
+def _maker(recipe: Synthesis, work: Work, watch: Watch) -> Maker:
+    lines = collapsed(work.problems)
+    for line in lines[:SHOWN_PROBLEMS]:
+        watch.on_line(line)
+    if len(lines) > SHOWN_PROBLEMS:
+        watch.on_line(f"... and {len(lines) - SHOWN_PROBLEMS:,} more")
+    refused = f", {len(work.problems):,} entries cannot be used" if work.problems else ""
+    watch.on_line(f"{work.pictures:,} pictures{refused}; {len(work.tasks):,} samples to make")
+    prompts = {name: kind.load_prompt() for name, kind in work.kinds.items()}
+    teacher = recipe.teacher
+    if isinstance(teacher, Rules):
+        return Maker(recipe, work, prompts)
+    extra = json.dumps(teacher.extra_body, sort_keys=True) if teacher.extra_body else ""
+    return Maker(recipe, work, prompts, teacher.model, extra)
+
+
+class _Asking:
+    """All tasks through an engine, at once as many as the limits allow; outcomes in the order of the tasks."""
+
+    def __init__(self, maker: Maker, watch: Watch) -> None:
+        self.maker = maker
+        self.watch = watch
+        self._found: dict[int, Outcome] = {}
+
+    async def run(self, teacher: OpenAI, limits: Limits, ledger: Ledger, stop: Stop) -> OpsinError | None:
+        """Ask until all is done; what ended it early, if something did."""
+        from opsin.synthesize.endpoint import Endpoint  # needs the client, as an extra: the rules do without
+
+        indices = range(len(self.maker.work.tasks))
+        async with Engine(Endpoint(teacher, limits), ledger, limits) as engine:
+            make = partial(self._make, engine)
+            try:
+                await work_through(engine, indices, make, workers=workers_for(limits.concurrency), stop=stop)
+            except (TeacherError, BudgetError) as error:
+                return error
+        return None
+
+    async def _make(self, engine: Engine, index: int) -> None:
+        task = self.maker.work.tasks[index]
+        steps = self.maker.steps(task)
+        try:
+            request = next(steps)
+            while True:
+                request = steps.send(await engine.answer(request))
+        except StopIteration as ended:
+            self._found[index] = ended.value
+        except UnansweredError as error:
+            self._found[index] = Outcome(task, "unanswered", problem=str(error))
+        self.watch.on_facts(len(self._found), len(self.maker.work.tasks), engine.facts())
+
+    def outcomes(self) -> list[Outcome]:
+        """Of all tasks; those that were not reached are waiting."""
+        tasks = self.maker.work.tasks
+        return [self._found.get(index) or Outcome(task, "waiting") for index, task in enumerate(tasks)]
+
+    def told(self) -> str:
+        """How far it came."""
+        return f"{len(self._found):,} of {len(self.maker.work.tasks):,} tasks are done"
+
+
+def _written(out: Path, maker: Maker, outcomes: Sequence[Outcome], ended: str = "") -> Result:
+    """Near-duplicates apart, then all files."""
+    recipe, work = maker.recipe, maker.work
+    outcomes = without_near_duplicates(outcomes, recipe.checks.near_duplicate)
+    versions = {name: prompt.version for name, prompt in maker.prompts.items()}
+    write_samples(out, outcomes, work, Teaching(recipe.teacher.kind, maker.model, versions))
+    looked_up = {
+        name for name, kind in work.kinds.items() if maker.asks(kind) and is_looked_up(kind.expected, recipe.checks)
+    }
+    statistics = summarise(outcomes, looked_up=looked_up)
+    statistics |= {"pictures": work.pictures, "image_root": str(work.image_root), "refused_entries": len(work.problems)}
+    write_json(out / STATISTICS, statistics)
+    write_text(out / PROBLEMS, "".join(f"{problem}\n" for problem in work.problems))
+    write_text(out / PAGE, synthesis_page(out, PAGE_SAMPLES, recipe.seed))
+    return Result(out, statistics, work.image_root, ended)

@@ -1,0 +1,120 @@
+"""What a synthesis has to do: the subjects of all sources, kept in two sides, and the tasks of all kinds, in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from opsin.core.errors import DataError
+from opsin.core.files import sha256_bytes
+from opsin.synthesize.context import Vocabulary
+from opsin.synthesize.kinds.base import KindBase
+from opsin.synthesize.recipe import Synthesis
+from opsin.synthesize.sources import Collected
+from opsin.synthesize.subject import Subject, Task, seed_of
+
+OnRead = Callable[[str], None]
+"""Told what is being read."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that is to be made, in the order in which it will be written."""
+
+    tasks: tuple[Task, ...]
+    kinds: dict[str, KindBase]
+    """By name, as tasks name them."""
+    vocabulary: Vocabulary
+    image_root: Path
+    """The folder that image paths of the samples are relative to: the sources' own, or one that holds them all."""
+    held_out: frozenset[str]
+    """Ids of the tasks whose pictures are kept apart."""
+    pictures: int
+    problems: tuple[str, ...]
+    """Entries of the sources that cannot be used."""
+
+
+def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read: OnRead = lambda _: None) -> Work:
+    """Read the sources (documents are drawn into `out`) and list the tasks.
+
+    A picture belongs to one side, train or held out, by its id and the recipe's seed: what is made of it, and of groups
+    of pictures, never crosses. `most_pictures` takes only the first ones of all.
+
+    Raises:
+        DataError: two pictures have the same id, or there is nothing to be made.
+        OpsinError: a source cannot be read.
+    """
+    collected = []
+    for source in recipe.pictures:
+        on_read(source.told)
+        collected.append(source.read(out))
+    root = Path(os.path.commonpath([one.root for one in collected]))
+    subjects = [_moved(subject, root) for one in collected for subject in one.subjects][:most_pictures]
+    _refuse_twins(subjects)
+    held = [_is_held_out(subject, recipe) for subject in subjects]
+    sides = [
+        [subject for subject, is_held in zip(subjects, held, strict=True) if is_held == wanted]
+        for wanted in (False, True)
+    ]
+    tasks: list[Task] = []
+    kept: set[str] = set()
+    for kind in recipe.kinds:
+        for number, side in enumerate(sides):
+            made = list(_tasks(kind, side, recipe.seed))
+            tasks.extend(made)
+            kept.update(task.id for task in made if number)
+    problems = tuple(problem for one in collected for problem in one.problems)
+    if not tasks:
+        raise DataError(problems, f"nothing can be made of the {len(subjects):,} pictures; are there annotations?")
+    return Work(
+        tasks=tuple(tasks),
+        kinds={kind.name: kind for kind in recipe.kinds},
+        vocabulary=_together(collected),
+        image_root=root,
+        held_out=frozenset(kept),
+        pictures=len(subjects),
+        problems=problems,
+    )
+
+
+def _tasks(kind: KindBase, subjects: Sequence[Subject], seed: int) -> Iterable[Task]:
+    for subject in kind.subjects(subjects, seed):
+        for draw in range(kind.draws):
+            identity = f"{subject.id}#{kind.name}" + (f".{draw + 1}" if draw else "")
+            yield Task(identity, kind.name, subject, seed_of(seed, identity), draw)
+
+
+def _moved(subject: Subject, root: Path) -> Subject:
+    """The subject with its paths relative to the root of all sources."""
+    if subject.root == root:
+        return subject
+    below = subject.root.relative_to(root)
+    video = None if subject.video is None else (below / subject.video).as_posix()
+    images = tuple((below / image).as_posix() for image in subject.images)
+    return replace(subject, images=images, video=video, root=root)
+
+
+def _refuse_twins(subjects: Sequence[Subject]) -> None:
+    seen: dict[str, Subject] = {}
+    problems = []
+    for subject in subjects:
+        first = seen.setdefault(subject.id, subject)
+        if first is not subject:
+            problems.append(f"{subject.where}: the id {subject.id!r} is also that of {first.where}")
+    if problems:
+        raise DataError(problems, "samples are known by their pictures' ids; make them unique, or list a picture once")
+
+
+def _is_held_out(subject: Subject, recipe: Synthesis) -> bool:
+    drawn = int(sha256_bytes(f"{recipe.seed}/split/{subject.id}".encode("utf-8", "surrogatepass"))[:12], 16)
+    return drawn < recipe.held_out * 16**12
+
+
+def _together(collected: Sequence[Collected]) -> Vocabulary:
+    """One vocabulary of all sources: what is a thing in one is a thing in the others."""
+    groups = {group.label: group for one in collected for group in one.vocabulary.groups}
+    catalogue = {thing.name: thing for one in collected for thing in one.vocabulary.catalogue}
+    close = frozenset().union(*(one.vocabulary.close for one in collected))
+    return Vocabulary(tuple(groups.values()), tuple(catalogue.values()), close)
