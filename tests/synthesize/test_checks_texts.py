@@ -350,7 +350,7 @@ def test_what_the_rules_say_passes() -> None:
     assert number == 900
 
 
-def test_a_usual_answer_takes_less_than_a_millisecond() -> None:
+def test_a_usual_answer_takes_about_a_millisecond() -> None:
     """Five hundred answers a second pass through one event loop."""
     sentences = "A brown dog lies on a grey couch and looks at the window. It seems to be tired after a long walk. "
     exchanges = [(f"What is shown at place {n}?", f"{sentences} Place {n}.") for n in range(4)]
