@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from opsin.core.errors import MissingExtraError, TeacherError
 from opsin.synthesize.request import Answer, Finish, Message, Request, Usage
-from opsin.synthesize.retry import QUOTA, AttemptError, Then, after_status
+from opsin.synthesize.retry import QUOTA, AttemptError, Then, TooLargeError, after_status
 from opsin.synthesize.teacher_values import Limits, OpenAI, Price
 
 try:
@@ -83,6 +83,8 @@ class Endpoint:
             raise AttemptError(
                 f"no whole answer within timeout_seconds={self._seconds:g}", Then.ASK_AGAIN, perhaps_charged=True
             ) from None
+        except TooLargeError:  # kept as an answer that was cut off, so that it is paid once, and the teacher told
+            return Answer("", "length", most, self.teacher.model)
         except openai.APIStatusError as error:
             code, said = _told(error.response.content)
             raise after_status(error.status_code, code, self.printable(said), error.response.headers) from None

@@ -83,6 +83,7 @@ def _file(task: Task, work: Work) -> str:
 
 def _provenance(outcome: Outcome, work: Work, teaching: Teaching) -> dict[str, Any]:
     task, usage = outcome.task, _usage(outcome.attempts)
+    query = work.kinds[task.kind].query(task)
     repaired = [finding for attempt in outcome.attempts[:-1] for finding in attempt.findings]
     return {
         **_where(outcome, work),
@@ -90,7 +91,8 @@ def _provenance(outcome: Outcome, work: Work, teaching: Teaching) -> dict[str, A
         "teacher": teaching.teacher,
         "model": teaching.model,
         "prompt": teaching.versions.get(task.kind, ""),
-        "context": sha256_bytes(work.kinds[task.kind].query(task).encode("utf-8", "surrogatepass")),
+        "query": query,
+        "context": sha256_bytes(query.encode("utf-8", "surrogatepass")),
         "requests": [attempt.key for attempt in outcome.attempts if attempt.key is not None],
         "attempts": len(outcome.attempts),
         "prompt_tokens": usage.prompt_tokens,

@@ -66,6 +66,10 @@ class AttemptError(OpsinError):
         self.perhaps_charged = perhaps_charged
 
 
+class TooLargeError(OpsinError):
+    """A response of more bytes than are read."""
+
+
 def after_status(status: int, code: str | None, said: str, headers: Mapping[str, str]) -> AttemptError:
     """The error of a response that is not 200; `said` is the endpoint's message, `code` the one that goes with it."""
     problem = f"{status}{f' {code}' if code else ''}: {said}"

@@ -10,7 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from opsin.synthesize.retry import AttemptError, Then
+from opsin.synthesize.retry import AttemptError, Then, TooLargeError
 
 CONNECTIONS_PER_POOL = 4
 """A pool looks at all of its connections whenever a request begins or ends; so at 100 connections, one pool would take
@@ -65,9 +65,7 @@ class _Bounded(httpx2.AsyncByteStream):
         async for part in self._stream:
             count += len(part)
             if count > self._most_bytes:
-                raise AttemptError(
-                    f"answered with more than max_answer_bytes={self._most_bytes:,}", Then.GIVE_UP, perhaps_charged=True
-                )
+                raise TooLargeError(f"more than {self._most_bytes:,} bytes")
             yield part
 
     async def aclose(self) -> None:

@@ -58,10 +58,10 @@ def examine_raw(raw: str, finish: Finish) -> tuple[Finding, ...]:
         return (Finding(SIZE, f"the answer has {len(raw):,} characters, and at most {MOST_CHARACTERS:,} are read"),)
     if finish == "refusal" or _REFUSES.search(raw):
         return (Finding(REFUSAL, "the answer is a refusal; the task is harmless, and about what was described above"),)
-    if not raw.strip():
-        return (Finding(EMPTY, "the answer is empty"),)
     if finish == "length":
         return (Finding(CUT, f"the answer was cut off after {len(raw):,} characters; be briefer"),)
+    if not raw.strip():
+        return (Finding(EMPTY, "the answer is empty"),)
     return tuple(control(raw, "the answer"))
 
 
@@ -109,7 +109,8 @@ def _findings(
     yield from length(exchanges, expected)
     yield from repetition(exchanges)
     yield from leakage(exchanges)
-    yield from injection(exchanges, contexts)
+    transcripts = {context.text for context in contexts}
+    yield from injection([exchange for exchange in exchanges if exchange.answer not in transcripts], contexts)
 
 
 def is_looked_up(expected: Expected, options: Checks) -> bool:

@@ -43,7 +43,7 @@ _OF_LANGUAGE = {
 """Every other language is taken to be written in Latin letters."""
 
 _COMMON = {
-    "en": "the and is are of with that there this it on an they has be for from which at or his her its their",
+    "en": "the and is are of with that there this it on a an in they has be for from which at or his her its their",
     "de": "der die das und ist sind nicht ein eine einen mit auf von zu im dem den es sie auch für wie bei wird",
     "fr": "le la les et est sont un une des du avec sur dans que qui pas il elle ce cette au aux pour plus ils",
     "es": "el la los las y es son un una unos con en del que no hay se su por para está están al lo más",
