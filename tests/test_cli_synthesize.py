@@ -86,6 +86,10 @@ def test_a_job_by_batch_files_takes_rounds_until_all_is_made(collection: Path, t
     path.write_text(recipe_text(collection, "http://127.0.0.1:9/v1"))
     done = run(path, "--out", out, "--export-batch", batch)
     assert done.exit_code == 3, done.output
+    for again in ([], ["--export-batch", batch]):
+        done = run(path, "--out", out, *again)
+        assert done.exit_code == 2
+        assert "would pay for them twice" in " ".join(done.output.split())
     for round_ in range(2):
         (file,) = batch.glob("*.jsonl")
         asked = [json.loads(line) for line in file.read_text().splitlines()]
@@ -144,3 +148,18 @@ def test_help_and_recipe_errors_load_neither_torch_nor_a_client(tmp_path: Path) 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split("\n")[:2] == ["2", "set()"]
+
+
+def test_an_export_stays_within_the_budget(collection: Path, tmp_path: Path) -> None:
+    path, batch = tmp_path / "recipe.yaml", tmp_path / "batch"
+    path.write_text(recipe_text(collection, "http://127.0.0.1:9/v1"))
+    done = run(path, "--out", tmp_path / "out", "--export-batch", batch, "--max-requests", "7")
+    assert (
+        "7 requests exported: upload the files, and take the answers with --import-batch; 29 more are over the budget"
+        in done.output
+    )
+    assert sum(len(file.read_text().splitlines()) for file in batch.iterdir()) == 7
+    price = "teacher.price={input: 1, output: 1}"
+    done = run(path, price, "--out", tmp_path / "other", "--export-batch", tmp_path / "none", "--max-cost", "0")
+    assert "at most 0.0000 USD; 36 more are over the budget" in done.output
+    assert list((tmp_path / "none").iterdir()) == []

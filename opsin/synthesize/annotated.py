@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.english import bare, capitalised, definite, is_plural, listing, number, plural, sentence, verb
@@ -234,7 +234,9 @@ def _extremes(context: Context) -> list[Exchange]:
     for side, axis, reverse in (("left", 0, False), ("right", 0, True), ("top", 1, False), ("bottom", 1, True)):
         ordered = _from_side(placed, axis, reverse=reverse)
         where = [centre(_box(thing))[axis] for thing in ordered[:3]]
-        if min(abs(where[0] - where[1]), abs(where[1] - where[2])) > CLEARLY_APART:
+        boxes = [_box(thing) for thing in (reversed(ordered) if reverse else ordered)]
+        in_order = all(_is_before(a, b, axis) for a, b in pairwise(boxes))
+        if in_order and min(abs(where[0] - where[1]), abs(where[1] - where[2])) > CLEARLY_APART:
             those = listing(sorted(definite(thing.name) for thing in ordered))
             question = f"Which of these is nearest to the {side} of the picture: {those}?"
             answer = (
@@ -257,7 +259,16 @@ def _singled_out(context: Context) -> list[Thing]:
 def _apart(context: Context) -> list[tuple[Thing, Thing]]:
     """Pairs of which the first is clearly to the left of the second."""
     pairs = permutations(_singled_out(context), 2)
-    return [(a, b) for a, b in pairs if centre(_box(b))[0] - centre(_box(a))[0] > CLEARLY_APART]
+    return [(a, b) for a, b in pairs if _is_before(_box(a), _box(b), 0) and _reach(a, b) > CLEARLY_APART]
+
+
+def _reach(a: Thing, b: Thing) -> float:
+    return centre(_box(b))[0] - centre(_box(a))[0]
+
+
+def _is_before(a: Box, b: Box, axis: int) -> bool:
+    """Whether one box begins and ends before the other does: a cup on a wide table is not to the right of it."""
+    return a[axis] < b[axis] and a[axis + 2] < b[axis + 2]
 
 
 def _there_is(thing: Thing) -> str:

@@ -25,7 +25,6 @@ MOST_BYTES = 190_000_000
 """Of one file; the API takes 200 MB."""
 LINE_BYTES = 2_000_000
 KEPT_AT_A_TIME = 500
-NO_USAGE = Usage(0, 0)
 
 
 @dataclass
@@ -87,10 +86,13 @@ def _written(folder: Path, number: int, lines: Sequence[bytes]) -> Path:
     return path
 
 
-def import_batch(paths: Sequence[Path], ledger: Ledger, teacher: OpenAI, asked: Callable[[str], bool]) -> Imported:
+def import_batch(
+    paths: Sequence[Path], ledger: Ledger, teacher: OpenAI, asked: Callable[[str], Usage | None]
+) -> Imported:
     """Put the answers of a batch's output and error files into the ledger, each once.
 
-    `asked` tells whether a key is that of a request of ours. A file may be imported again: nothing is kept twice.
+    `asked` tells of a key what its request uses at most, and nothing if it is none of ours.
+    A file may be imported again: nothing is kept twice.
 
     Raises:
         OpsinError: a file cannot be read, or the ledger cannot be written.
@@ -140,7 +142,7 @@ def _read(path: Path) -> Iterator[tuple[int, bytes | None]]:
         raise OpsinError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
 
 
-def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], bool]) -> tuple[str, Answer]:
+def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], Usage | None]) -> tuple[str, Answer]:
     if line is None:
         raise _LineError(f"longer than {LINE_BYTES:,} bytes")
     try:
@@ -150,7 +152,8 @@ def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], bool]) -
     if not isinstance(value, dict) or not isinstance(value.get("custom_id"), str):
         raise _LineError("not a line of a batch's output: no custom_id")
     key = value["custom_id"]
-    if not asked(key):
+    most = asked(key)
+    if most is None:
         raise _LineError(f"an answer to {printable(key)[:40]!r}, which this recipe does not ask")
     response = value.get("response")
     content: Any = response.get("body") if isinstance(response, dict) else None
@@ -158,4 +161,4 @@ def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], bool]) -
     if status != 200 or not isinstance(content, dict) or not isinstance(content.get("choices"), list):
         said = value.get("error") or content or "no response"
         raise _LineError(f"no answer (status {status}: {printable(json.dumps(said))})")
-    return key, read_completion(content, teacher, NO_USAGE, batch=True)
+    return key, read_completion(content, teacher, most, batch=True)

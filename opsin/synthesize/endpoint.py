@@ -83,7 +83,9 @@ class Endpoint:
             raise self._unreached(error) from None
         if response.status_code != httpx2.codes.OK:
             code, said = _told(response.content)
-            raise after_status(response.status_code, code, self.printable(said), response.headers)
+            headers = dict(response.headers)
+            headers["location"] = self.printable(headers.get("location", "nowhere"))
+            raise after_status(response.status_code, code, self.printable(said), headers)
         return self._read(response.content, most)
 
     def printable(self, text: str) -> str:
@@ -103,6 +105,8 @@ class Endpoint:
         return AttemptError(f"{problem} ({told})", Then.ASK_AGAIN, perhaps_charged=not early)
 
     def _read(self, content: bytes, most: Usage) -> Answer:
+        if self._key:  # an endpoint that quotes the key must not get it into files
+            content = content.replace(self._key.encode(), b"[key]")
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:

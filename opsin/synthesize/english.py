@@ -27,6 +27,8 @@ PAIRS = frozenset(
         "scissors",
         "shorts",
         "skis",
+        "sunglasses",
+        "tights",
         "trousers",
     )
 )
@@ -84,9 +86,11 @@ def noun_phrase(category: str) -> str:
 
     What has a determiner already (`"two flowers"`) is left as it is.
     """
-    category = " ".join(category.split())
+    category = " ".join(category.replace("_", " ").split())
     if category.lower().startswith(DETERMINERS):
         return category
+    if category.lower().startswith(("pair of ", "piece of ")):
+        return f"a {category}"
     last = category.lower().rpartition(" ")[2]
     if last in PAIRS:
         return f"a pair of {category}"

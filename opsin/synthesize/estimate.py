@@ -44,7 +44,7 @@ class Estimate:
 
 def most_of(request: Request, teacher: OpenAI) -> Usage:
     """The most that a request can use: no tokenizer makes more tokens than there are bytes of UTF-8."""
-    prompt = TOKENS_PER_REQUEST
+    prompt = TOKENS_PER_REQUEST + len(request.extra)  # tools and schemas are prompt, too
     for message in request.messages:
         prompt += TOKENS_PER_MESSAGE + len(message.text.encode("utf-8", "surrogatepass"))
         prompt += len(message.pictures) * teacher.tokens_per_picture

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from opsin.core.errors import PictureError
-from opsin.synthesize.checks import examine, examine_raw, repair_text
+from opsin.synthesize.checks import examine, examine_raw, harmless, repair_text
 from opsin.synthesize.kinds.base import MalformedAnswerError
 from opsin.synthesize.outcome import Attempt, Finding, Outcome
 from opsin.synthesize.prompting import messages
@@ -75,9 +75,10 @@ class Maker:
     def by_rules(self, task: Task) -> Outcome:
         """A sample by rules, which passes through the same checks.
 
-        Only its things are not looked up: rules name others on purpose ("the cow is in the group animals, ...").
+        Only its things are not looked up, since rules name others on purpose ("the cow is in the group animals, ..."),
+        and it may be short.
         """
-        exchanges = self.work.kinds[task.kind].by_rules(task, self.work.vocabulary)
+        exchanges = self.work.kinds[task.kind].by_rules(task, self.work.own[task.id])
         if not exchanges:
             return Outcome(task, "nothing")
         findings = self._examined(task, exchanges, "stop", looked_up=False)
@@ -102,7 +103,7 @@ class Maker:
         expected = self.work.kinds[task.kind].expected
         return examine(
             exchanges,
-            expected=expected if looked_up else replace(expected, grounded=False),
+            expected=expected if looked_up else replace(expected, grounded=False, words=(1, expected.words[1])),
             contexts=task.subject.contexts,
             vocabulary=self.work.vocabulary,
             options=self.recipe.checks,
@@ -116,5 +117,5 @@ def _refused(findings: tuple[Finding, ...]) -> bool:
 
 def _again(request: Request, raw: str, findings: tuple[Finding, ...]) -> Request:
     """The same conversation with the refused answer and what is wrong with it."""
-    told = (Message("assistant", raw[:MOST_SENT_BACK]), Message("user", repair_text(findings)))
+    told = (Message("assistant", harmless(raw[:MOST_SENT_BACK])), Message("user", repair_text(findings)))
     return replace(request, messages=(*request.messages, *told))

@@ -83,17 +83,18 @@ def _file(task: Task, work: Work) -> str:
 
 def _provenance(outcome: Outcome, work: Work, teaching: Teaching) -> dict[str, Any]:
     task, usage = outcome.task, _usage(outcome.attempts)
+    asked = [attempt.key for attempt in outcome.attempts if attempt.key is not None]
     query = work.kinds[task.kind].query(task)
     repaired = [finding for attempt in outcome.attempts[:-1] for finding in attempt.findings]
     return {
         **_where(outcome, work),
         "file": _file(task, work),
-        "teacher": teaching.teacher,
-        "model": teaching.model,
+        "teacher": teaching.teacher if asked else "rules",
+        "model": teaching.model if asked else "",
         "prompt": teaching.versions.get(task.kind, ""),
         "query": query,
         "context": sha256_bytes(query.encode("utf-8", "surrogatepass")),
-        "requests": [attempt.key for attempt in outcome.attempts if attempt.key is not None],
+        "requests": asked,
         "attempts": len(outcome.attempts),
         "prompt_tokens": usage.prompt_tokens,
         "answer_tokens": usage.answer_tokens,

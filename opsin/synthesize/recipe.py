@@ -24,8 +24,8 @@ class Synthesis(BaseModel):
 
     name: str
     seed: int = 0
-    pictures: tuple[PictureSource, ...] = Field(min_length=1)
-    kinds: tuple[Kind, ...] = Field(min_length=1)
+    pictures: list[PictureSource] = Field(min_length=1)
+    kinds: list[Kind] = Field(min_length=1)
     teacher: Teacher
     limits: Limits = Limits()
     checks: Checks = Checks()

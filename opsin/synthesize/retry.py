@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -76,7 +77,9 @@ def after_status(status: int, code: str | None, said: str, headers: Mapping[str,
     if status == 429 and code in QUOTA:
         return AttemptError(f"there is no quota left ({problem})", Then.STOP)
     if status in STOPPING or 300 <= status < 400:
-        told = STOPPING.get(status, f"it redirects to {headers.get('location', 'nowhere')[:200]}; set that as base_url")
+        # Without a name, a password or a query: they may be secrets, and belong into no address
+        target = re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", headers.get("location", "nowhere"))[0])
+        told = STOPPING.get(status, f"it redirects to {target[:200]}; set that as base_url")
         return AttemptError(f"{told} ({problem})", Then.STOP)
     if status < 500 and status not in PASSING:
         return AttemptError(f"refused ({problem})", Then.GIVE_UP)

@@ -27,15 +27,17 @@ from opsin.core.stop import Stop
 from opsin.report.synthesis import synthesis_page
 from opsin.synthesize.checks import is_looked_up
 from opsin.synthesize.engine import Engine, Facts
-from opsin.synthesize.estimate import Estimate, estimate
-from opsin.synthesize.ledger import Ledger
+from opsin.synthesize.estimate import Estimate, estimate, most_of
+from opsin.synthesize.exported import Affordable, Exported
+from opsin.synthesize.ledger import Ledger, Totals
 from opsin.synthesize.making import Maker
 from opsin.synthesize.near_duplicates import without_near_duplicates
 from opsin.synthesize.outcome import Outcome
 from opsin.synthesize.output import LEDGER, PAGE, PROBLEMS, RECIPE, STATISTICS, Teaching, write_samples
 from opsin.synthesize.recipe import Synthesis
-from opsin.synthesize.request import Request
+from opsin.synthesize.request import Request, Usage
 from opsin.synthesize.statistics import summarise
+from opsin.synthesize.subject import Task
 from opsin.synthesize.teacher_values import Limits, OpenAI, Rules
 from opsin.synthesize.work import Work, plan
 from opsin.synthesize.workers import work_through, workers_for
@@ -88,9 +90,11 @@ def synthesize(recipe: Synthesis, out: Path, watch: Watch | None = None, *, most
             return _written(out, maker, [maker.by_rules(task) for task in maker.work.tasks])
         asking = _Asking(maker, watch)
         with Ledger.open(out / LEDGER) as ledger, Stop(NOTICE) as stop:
+            Exported(out).refuse()
             _tell_uncertain(ledger, watch)
             error = asyncio.run(asking.run(recipe.teacher, recipe.limits, ledger, stop))
-        result = _written(out, maker, asking.outcomes(), str(error) if error is not None else "")
+            told = str(error) if error is not None else ""
+            result = _written(out, maker, asking.outcomes(ledger), told, totals=ledger.totals)
         if stop.wanted is not None:
             raise StoppedError(f"ended by a signal, {asking.told()}; the same command goes on", stop.wanted)
         if isinstance(error, TeacherError):
@@ -122,26 +126,32 @@ def synthesize_by_batch(
     with _directory(out, recipe, watch):
         maker = _maker(recipe, plan(recipe, out, most_pictures, watch.on_line), watch)
         with Ledger.open(out / LEDGER) as ledger:
+            waiting = Exported(out)
             if imported:
                 _take(imported, maker, ledger, recipe.teacher, watch)
+                waiting.forget()
             outcomes: list[Outcome] = []
             pending = _unanswered(maker, ledger, outcomes)
-            files = [] if exported is None else export_batch(pending, exported, recipe.teacher, ledger)
-            for path in files:
-                watch.on_line(f"batch  {path}")
-            for _ in pending:  # without files to write nobody has gone through them
+            if exported is not None:
+                waiting.refuse()
+                affordable = Affordable(pending, recipe.teacher, recipe.limits, ledger.totals)
+                files = export_batch(affordable, exported, recipe.teacher, ledger)
+                waiting.note(files)
+                for line in (*(f"batch  {path}" for path in files), affordable.told()):
+                    watch.on_line(line)
+            for _ in pending:  # whatever was not asked for has an outcome, too
                 pass
-        return _written(out, maker, outcomes)
+            return _written(out, maker, outcomes, totals=ledger.totals)
 
 
 def estimated(recipe: Synthesis, out: Path, *, most_pictures: int | None = None) -> Estimate:
     """What the recipe will take in this directory, without repairs; nothing is asked or written.
 
     Raises:
-        OpsinError: annotations or prompts cannot be used, or the teacher is none that costs anything.
+        OpsinError: annotations or prompts cannot be used.
     """
     if not isinstance(recipe.teacher, OpenAI):
-        raise OpsinError(f"the teacher {recipe.teacher.kind!r} asks nobody, so there is nothing to estimate")
+        return Estimate(0, 0, Usage(0, 0), Usage(0, 0), 0.0)
     with tempfile.TemporaryDirectory() as drawn:
         maker = _maker(recipe, plan(recipe, Path(drawn), most_pictures), Watch())
         path = out / LEDGER if (out / LEDGER).exists() else Path(drawn) / LEDGER
@@ -160,8 +170,13 @@ def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, 
     """Answers of batch files, to the requests of this recipe, into the ledger."""
     from opsin.synthesize.batch import import_batch
 
-    awaited = {request.key for request in _unanswered(maker, ledger, [])}
-    took = import_batch(paths, ledger, teacher, lambda key: key in awaited or ledger.lookup(key) is not None)
+    awaited = {request.key: most_of(request, teacher) for request in _unanswered(maker, ledger, [])}
+
+    def most(key: str) -> Usage | None:
+        known = ledger.lookup(key)
+        return awaited.get(key) if known is None else known.usage
+
+    took = import_batch(paths, ledger, teacher, most)
     for problem in took.problems:
         watch.on_line(problem)
     watch.on_line(f"{took.kept:,} answers taken, {took.known:,} were here, {len(took.problems):,} lines without one")
@@ -169,7 +184,7 @@ def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, 
 
 def _tell_uncertain(ledger: Ledger, watch: Watch) -> None:
     """Money that may have been paid for nothing is said out loud."""
-    if lost := ledger.uncertain():
+    if lost := [one for one in ledger.uncertain() if ledger.lookup(one.key) is None]:
         cost = sum(one.most.cost for one in lost)
         watch.on_line(
             f"{len(lost):,} requests of an earlier run were under way when it died; their answers are lost and are "
@@ -181,18 +196,27 @@ def _unanswered(maker: Maker, ledger: Ledger, outcomes: list[Outcome]) -> Iterat
     """Requests that the ledger has no answer to, each once; adds every task's outcome as far as the ledger goes."""
     seen: set[str] = set()
     for task in maker.work.tasks:
-        steps = maker.steps(task)
-        try:
-            request = next(steps)
-            while (answer := ledger.lookup(request.key)) is not None:
-                request = steps.send(answer)
-        except StopIteration as ended:
-            outcomes.append(ended.value)
+        found = _replayed(maker, task, ledger)
+        if isinstance(found, Outcome):
+            outcomes.append(found)
             continue
         outcomes.append(Outcome(task, "waiting"))
-        if request.key not in seen:
-            seen.add(request.key)
-            yield request
+        if found.key not in seen:
+            seen.add(found.key)
+            yield found
+
+
+def _replayed(maker: Maker, task: Task, ledger: Ledger) -> Outcome | Request:
+    """A task's outcome from the ledger alone, or the first request that it has no answer to."""
+    steps = maker.steps(task)
+    try:
+        request = next(steps)
+        while (answer := ledger.lookup(request.key)) is not None:
+            request = steps.send(answer)
+    except StopIteration as ended:
+        outcome: Outcome = ended.value
+        return outcome
+    return request
 
 
 @contextmanager
@@ -260,17 +284,23 @@ class _Asking:
             self._found[index] = Outcome(task, "unanswered", problem=str(error))
         self.watch.on_facts(len(self._found), len(self.maker.work.tasks), engine.facts())
 
-    def outcomes(self) -> list[Outcome]:
-        """Of all tasks; those that were not reached are waiting."""
-        tasks = self.maker.work.tasks
-        return [self._found.get(index) or Outcome(task, "waiting") for index, task in enumerate(tasks)]
+    def outcomes(self, ledger: Ledger) -> list[Outcome]:
+        """Of all tasks. Those that were not reached may have their answers from an earlier run, or are waiting."""
+        for index, task in enumerate(self.maker.work.tasks):
+            if index not in self._found:
+                found = _replayed(self.maker, task, ledger)
+                self._found[index] = found if isinstance(found, Outcome) else Outcome(task, "waiting")
+        return [self._found[index] for index in range(len(self.maker.work.tasks))]
 
     def told(self) -> str:
         """How far it came."""
-        return f"{len(self._found):,} of {len(self.maker.work.tasks):,} tasks are done"
+        done = sum(outcome.state not in ("waiting", "unanswered") for outcome in self._found.values())
+        return f"{done:,} of {len(self.maker.work.tasks):,} tasks are done"
 
 
-def _written(out: Path, maker: Maker, outcomes: Sequence[Outcome], ended: str = "") -> Result:
+def _written(
+    out: Path, maker: Maker, outcomes: Sequence[Outcome], ended: str = "", *, totals: Totals | None = None
+) -> Result:
     """Near-duplicates apart, then all files."""
     recipe, work = maker.recipe, maker.work
     outcomes = without_near_duplicates(outcomes, recipe.checks.near_duplicate)
@@ -281,6 +311,9 @@ def _written(out: Path, maker: Maker, outcomes: Sequence[Outcome], ended: str = 
     }
     statistics = summarise(outcomes, looked_up=looked_up)
     statistics |= {"pictures": work.pictures, "image_root": str(work.image_root), "refused_entries": len(work.problems)}
+    if totals is not None:
+        spent = {"requests": totals.requests, "failed": totals.failed, "cost": totals.spent.cost}
+        statistics["spent"] = spent | {"cost_of_no_sample": max(0.0, totals.spent.cost - statistics["usage"]["cost"])}
     write_json(out / STATISTICS, statistics)
     write_text(out / PROBLEMS, "".join(f"{problem}\n" for problem in work.problems))
     write_text(out / PAGE, synthesis_page(out, PAGE_SAMPLES, recipe.seed))

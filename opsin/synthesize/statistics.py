@@ -81,6 +81,11 @@ def summary_lines(statistics: Mapping[str, Any]) -> list[str]:
             f"asked    {usage['requests']:,} requests: {usage['prompt_tokens']:,} + {usage['answer_tokens']:,} tokens, "
             f"cost {usage['cost']:.4f}"
         )
+    if spent := statistics.get("spent"):
+        lines.append(
+            f"spent    {spent['cost']:.4f} by {spent['requests']:,} requests of all runs here; {spent['failed']:,} "
+            f"failed, and {spent['cost_of_no_sample']:.4f} of it is, or may be, for answers that are in no sample"
+        )
     return lines + [f"unanswered  {problem}" for problem in statistics["problems"]]
 
 

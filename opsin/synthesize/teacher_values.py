@@ -14,7 +14,18 @@ PER = 1_000_000
 """Tokens that a price is for."""
 
 OURS = frozenset(
-    {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "n", "stream", "stream_options"}
+    {
+        "model",
+        "messages",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "n",
+        "best_of",
+        "max_output_tokens",
+        "stream",
+        "stream_options",
+    }
 )
 """Fields of a request that `extra_body` must not change: they decide what an answer is, and how it is read."""
 
@@ -64,7 +75,10 @@ class OpenAI(Value):
         default="max_tokens", description="what the endpoint calls the limit of an answer's tokens"
     )
     tokens_per_picture: int = Field(
-        default=2_000, ge=1, le=100_000, description="the most tokens that it counts for a picture, for budgets"
+        default=30_000,
+        ge=1,
+        le=100_000,
+        description="the most tokens that it counts for a picture, for budgets; some small models count 25,000",
     )
     extra_body: dict[str, Any] = Field({}, description="more fields of each request, such as those of vLLM")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from opsin.core.errors import DataError
+from opsin.core.errors import DataError, OpsinError
 from opsin.core.files import sha256_bytes
 from opsin.synthesize.context import Vocabulary
 from opsin.synthesize.kinds.base import KindBase
@@ -27,6 +27,9 @@ class Work:
     kinds: dict[str, KindBase]
     """By name, as tasks name them."""
     vocabulary: Vocabulary
+    """Of all sources together: the words for things that checks know."""
+    own: Mapping[str, Vocabulary]
+    """By the id of a task, that of its source alone: what one source has annotated everywhere, another has not."""
     image_root: Path
     """The folder that image paths of the samples are relative to: the sources' own, or one that holds them all."""
     held_out: frozenset[str]
@@ -39,39 +42,47 @@ class Work:
 def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read: OnRead = lambda _: None) -> Work:
     """Read the sources (documents are drawn into `out`) and list the tasks.
 
-    A picture belongs to one side, train or held out, by its id and the recipe's seed: what is made of it, and of groups
-    of pictures, never crosses. `most_pictures` takes only the first ones of all.
+    A picture belongs to one side, train or held out, by its path and the recipe's seed: what is made of it, and of
+    groups of pictures, never crosses. Groups are drawn within a source. `most_pictures` takes only the first ones.
 
     Raises:
-        DataError: two pictures have the same id, or there is nothing to be made.
-        OpsinError: a source cannot be read.
+        DataError: two pictures have the same id, or nothing can be made of what is left.
+        OpsinError: a source cannot be read, or there is nothing to be made.
     """
     collected = []
     for source in recipe.pictures:
         on_read(source.told)
         collected.append(source.read(out))
     root = Path(os.path.commonpath([one.root for one in collected]))
-    subjects = [_moved(subject, root) for one in collected for subject in one.subjects][:most_pictures]
+    found = [(_moved(subject, root), one.vocabulary) for one in collected for subject in one.subjects][:most_pictures]
+    subjects = [subject for subject, _ in found]
     _refuse_twins(subjects)
-    held = [_is_held_out(subject, recipe) for subject in subjects]
-    sides = [
-        [subject for subject, is_held in zip(subjects, held, strict=True) if is_held == wanted]
-        for wanted in (False, True)
-    ]
     tasks: list[Task] = []
+    own: dict[str, Vocabulary] = {}
     kept: set[str] = set()
     for kind in recipe.kinds:
-        for number, side in enumerate(sides):
-            made = list(_tasks(kind, side, recipe.seed))
-            tasks.extend(made)
-            kept.update(task.id for task in made if number)
+        for is_kept in (False, True):
+            for one in collected:
+                side = [
+                    subject
+                    for subject, vocabulary in found
+                    if vocabulary is one.vocabulary and _is_held_out(subject, recipe) == is_kept
+                ]
+                made = list(_tasks(kind, side, recipe.seed))
+                tasks.extend(made)
+                own.update((task.id, one.vocabulary) for task in made)
+                kept.update(task.id for task in made if is_kept)
     problems = tuple(problem for one in collected for problem in one.problems)
     if not tasks:
-        raise DataError(problems, f"nothing can be made of the {len(subjects):,} pictures; are there annotations?")
+        advice = (
+            f"nothing can be made of the {len(subjects):,} pictures: do they have the annotations that the kinds need?"
+        )
+        raise DataError(problems, advice) if problems else OpsinError(advice)
     return Work(
         tasks=tuple(tasks),
         kinds={kind.name: kind for kind in recipe.kinds},
         vocabulary=_together(collected),
+        own=own,
         image_root=root,
         held_out=frozenset(kept),
         pictures=len(subjects),
@@ -108,7 +119,8 @@ def _refuse_twins(subjects: Sequence[Subject]) -> None:
 
 
 def _is_held_out(subject: Subject, recipe: Synthesis) -> bool:
-    drawn = int(sha256_bytes(f"{recipe.seed}/split/{subject.id}".encode("utf-8", "surrogatepass"))[:12], 16)
+    path = subject.video or subject.images[0]  # two entries may be about one picture
+    drawn = int(sha256_bytes(f"{recipe.seed}/split/{path}".encode("utf-8", "surrogatepass"))[:12], 16)
     return drawn < recipe.held_out * 16**12
 
 

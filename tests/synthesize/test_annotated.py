@@ -322,3 +322,20 @@ def test_a_crowd_is_several_and_is_never_counted() -> None:
     context = Context((), things, "categories")
     assert annotated.counts(context) == {}
     assert annotated.description(context, random.Random(0)) == "There are several people at the top."
+
+
+def test_a_thing_on_a_wide_one_is_not_beside_it() -> None:
+    """A table that reaches over the whole width is neither left nor right of the cup on it."""
+    table, cup = (
+        Thing(f"a {name}", ("x", name), box)
+        for name, box in (("table", (0.0, 0.3, 0.9, 0.9)), ("cup", (0.6, 0.1, 0.7, 0.3)))
+    )
+    lamp = Thing("a lamp", ("x", "lamp"), (0.0, 0.1, 0.1, 0.3))
+
+    def said(*things: Thing) -> str:
+        context = Context(("It is a mouse!",), things, "categories")
+        talks = (annotated.conversation(context, Vocabulary(()), random.Random(seed)) for seed in range(60))
+        return " ".join(f"{one.question} {one.answer}" for talk in talks for one in talk)
+
+    assert "to the left of the" in said(lamp, cup)
+    assert "to the left of the" not in said(table, cup)

@@ -32,8 +32,8 @@ def line(number: int, status: int = 200, body: Any = None) -> str:
     return json.dumps({"id": "x", "custom_id": request(number).key, "response": {"status_code": status, "body": body}})
 
 
-def is_asked(key: str) -> bool:
-    return key in {request(number).key for number in range(20)}
+def is_asked(key: str) -> Usage | None:
+    return Usage(100, 50) if key in {request(number).key for number in range(20)} else None
 
 
 def test_what_is_not_in_the_ledger_is_exported_once(tmp_path: Path, ledger: Ledger) -> None:

@@ -179,6 +179,14 @@ def test_a_budget_ends_it_before_it_is_passed_and_a_larger_one_goes_on(collectio
         assert "max_requests=7" in result.ended
         assert len(endpoint.asked) == 7
         assert result.statistics["states"] == {"made": 7, "waiting": 29}
+        # What is in the ledger is made again however little may be asked, and wherever the others stand in line.
+        path = tmp_path / "reordered.yaml"
+        kinds = [{"kind": "brief"}, {"kind": "detail"}, {"kind": "conversation"}]
+        path.write_text(recipe_text(collection, endpoint.url, kinds=kinds, limits={"max_requests": 7}))
+        again = synthesize(load_synthesis(path), tmp_path / "out")
+        assert again.statistics["kinds"]["brief"] == {"made": 12}
+        assert again.statistics["kinds"]["conversation"] == {"waiting": 5, "made": 7}
+        assert len(endpoint.asked) == 7
         assert made(collection, tmp_path / "out", endpoint.url).complete
         assert len(endpoint.asked) == 36
 

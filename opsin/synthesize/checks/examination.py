@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from opsin.synthesize.checks.chatter import chatter
 from opsin.synthesize.checks.concepts import concepts
 from opsin.synthesize.checks.control import control
 from opsin.synthesize.checks.coordinates import coordinates
@@ -34,7 +35,8 @@ MOST_CHARACTERS = 100_000
 _REFUSES = re.compile(
     r"""^\W*(?:
     i(?:['’]m|[ ]am)[ ](?:(?:very|so|really)[ ])?(?:sorry|unable|not[ ]able|afraid)
-    | sorry\b | unfortunately,[ ]i\b | as[ ]an[ ]ai\b | i[ ](?:cannot|can['’]t|can[ ]not|won['’]t)\b
+    | sorry,[ ] | unfortunately,[ ]i\b | as[ ]an?[ ](?:ai|text-based|language[ ]model)\b
+    | i[ ](?:cannot|can['’]t|can[ ]not|won['’]t)[ ](?:assist|help[ ](?:with|you)|see|view|provide|describe|answer|do)\b
     | i[ ]do(?:[ ]not|n['’]t)[ ](?:have|see)[ ](?:access|the[ ]ability|an?[ ]image|any[ ]image)
     )""",
     re.IGNORECASE | re.VERBOSE,
@@ -92,8 +94,14 @@ def _findings(
 ) -> Iterator[Finding]:
     if finish != "stop":
         yield Finding(CUT, "the answer did not come to its end")
-    yield from form(exchanges, expected)
-    for number, exchange in enumerate(exchanges, 1):
+    transcripts = {context.text for context in contexts if context.text}
+    said = [exchange for exchange in exchanges if exchange.answer not in transcripts]
+    known_ones = len(exchanges) - len(said)  # read from the source: no teacher wrote them, and none could mend them
+    fewest, most = expected.exchanges
+    yield from form(said, replace(expected, exchanges=(max(0, fewest - known_ones), most)))
+    for number, exchange in enumerate(said, 1):
+        if _REFUSES.search(exchange.answer):
+            yield Finding(REFUSAL, f"answer {number} is a refusal: {exchange.answer[:60]!r}")
         yield from control(exchange.question, f"question {number}")
         yield from control(exchange.answer, f"answer {number}")
     known = Known(contexts, concepts(vocabulary, options.synonyms))
@@ -108,14 +116,20 @@ def _findings(
     yield from language(exchanges, expected.language)
     yield from length(exchanges, expected)
     yield from repetition(exchanges)
-    yield from leakage(exchanges)
-    transcripts = {context.text for context in contexts}
-    yield from injection([exchange for exchange in exchanges if exchange.answer not in transcripts], contexts)
+    if not documents:  # there, a question may quote what is written around its answer
+        yield from leakage(exchanges)
+    yield from injection(said, contexts)
+    yield from chatter(said)
 
 
 def is_looked_up(expected: Expected, options: Checks) -> bool:
     """Whether the things that a kind's samples mention are looked up in the contexts: words for things are English."""
     return expected.grounded and options.hallucination != "off" and expected.language.split("-")[0] == "en"
+
+
+def harmless(raw: str) -> str:
+    """A refused answer as it is shown to the teacher again: no mark of a template, no control character."""
+    return "".join(sign for sign in raw.translate(_BRACKETS) if sign.isprintable() or sign == "\n")
 
 
 def repair_text(findings: Sequence[Finding]) -> str:

@@ -47,6 +47,10 @@ _ALIKE_AS = word_set("such used serve serves serving served act acts acting same
 _TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compared", "to"), ("compared", "with"))
 
 _ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
+_ASKS_IF_THERE = re.compile(
+    r"(?i)^\W*(?:is|are) there (?:an?|any|some) [\w'-]+(?: [\w'-]+)?(?: (?:visible )?in (?:the|this) \w+)?\?\W*$"
+)
+_SAYS_NO = re.compile(r"(?i)^\W*no\b")
 _DENIES = re.compile(
     r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
     r"|(?:there|it|they|he|she|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
@@ -80,6 +84,14 @@ class Known:
         """Everything that may be said to be there."""
         mentions = [mention for text in self._texts() for mention in self.table.mentions(spoken(text), strict=False)]
         return frozenset().union(*(self.table.sayable[thing] for mention in mentions for thing in mention.things))
+
+    @cached_property
+    def annotated(self) -> frozenset[str]:
+        """The things that have boxes, by their narrowest names."""
+        names = (noun(thing.name) for context in self.contexts for thing in context.things)
+        return frozenset(
+            thing for name in names for one in self.table.mentions(name, strict=False) for thing in one.things
+        )
 
     def has(self, mention: Mention, said: tuple[str, ...]) -> bool:
         """Whether the mentioned thing is there, perhaps in other words: a ball where there is a basketball."""
@@ -136,6 +148,11 @@ def hallucination(exchanges: Sequence[Exchange], known: Known) -> Iterator[Findi
             yield Finding(HALLUCINATION, f"question {number} speaks of {_named(asked.lost)}, which the picture has not")
         # What a question only compares with, its answer may speak of.
         lost = {word: things for word, things in answered.lost.items() if not things & (asked.aside | asked.all_lost)}
+        if _ASKS_IF_THERE.search(exchange.question) and _SAYS_NO.search(exchange.answer):
+            there = list(known.table.mentions(spoken(exchange.question), strict=True))
+            # Behind "is there a" stands the thing itself: of a dog, a red dog may be denied.
+            if len(there) == 1 and there[0].start == 3 and known.annotated & set(there[0].things):
+                yield Finding(HALLUCINATION, f"answer {number} denies {there[0].things[0]!r}, which the picture has")
         if lost:
             yield Finding(HALLUCINATION, f"answer {number} speaks of {_named(lost)}, which the picture has not")
 

@@ -26,9 +26,10 @@ _ORDERS = re.compile(
     (?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,30}
       \b(?:above|previous|prior|earlier|preceding|foregoing|instructions?|prompts?|rules)
     | (?:system|developer|hidden|initial)[ ](?:prompt|message|instructions?)
-    | (?:you|u)[ ]are[ ]now | from[ ]now[ ]on | new[ ]instructions? | act[ ]as[ ](?:an?|if|the) | pretend[ ](?:to|you)
+    | (?:you|u)[ ]are[ ]now | from[ ]now[ ]on | new[ ]instructions? | pretend[ ]you
     | (?:output|print|repeat|reply|respond|answer)[ ](?:only|exactly|with|verbatim|the[ ]following)
-    | (?:and|then|instead|please|must|now)[,]?[ ](?:output|print|repeat|reply|respond|say|write)
+    | (?:instead|please|must|now)[,]?[ ](?:output|print|repeat|reply|respond|say|write)
+    | (?:and|then)[,]?[ ](?:output|print|repeat|reply|respond)
     | do[ ]anything[ ]now | jailbreak | developer[ ]mode
     | (?:reveal|show|tell|leak)[ ](?:me[ ])?(?:your|the)[ ](?:system|prompt|instructions?|api|key|password|secret)
     )\b

@@ -29,7 +29,7 @@ class Detail(SingleKind):
     @property
     def expected(self) -> Expected:
         """One text."""
-        return Expected(exchanges=(1, 1), words=(4, 800))
+        return Expected(exchanges=(1, 1), words=(20, 800))
 
     def query(self, task: Task) -> str:
         """Captions and boxes."""

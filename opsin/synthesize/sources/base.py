@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from opsin.synthesize.context import Group, Thing, Vocabulary
+from opsin.synthesize.english import bare
 from opsin.synthesize.symbolic import MOST_CHARACTERS, everything
 
 if TYPE_CHECKING:
@@ -77,13 +78,24 @@ NAMINGS = {
     "vehicle": Naming(one="a vehicle", many="vehicles"),
 }
 """Of COCO's supercategories, those whose noun is true of every member (a potted plant is no piece of furniture)."""
+MEMBERS = {
+    "person": frozenset(("person",)),
+    "animal": frozenset(["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"]),
+    "vehicle": frozenset(["bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"]),
+}
+"""Their members. Other collections have groups of the same name: a license plate is no vehicle."""
 
 
 def vocabulary_of(things: Iterable[Thing], namings: dict[str, Naming]) -> Vocabulary:
     """Groups and catalogue from things, each of them once."""
     catalogue = {(thing.name, thing.category): Thing(thing.name, thing.category) for thing in things if thing.name}
     labels = dict.fromkeys(thing.group for thing in catalogue.values())
-    known = {**NAMINGS, **namings}
+    members: dict[str, set[str]] = {}
+    for thing in catalogue.values():
+        members.setdefault(thing.group, set()).add(bare(thing.name))
+    known = {
+        label: naming for label, naming in NAMINGS.items() if members.get(label, set()) <= MEMBERS[label]
+    } | namings
     groups = tuple(
         Group(label, known[label].one, known[label].many) if label in known else Group(label) for label in labels
     )

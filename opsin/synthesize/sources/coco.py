@@ -77,7 +77,7 @@ def collected(
         elif not image.captions and not image.things:
             problems.append(f"{where}: {image.name}: neither captions nor things are annotated")
         else:
-            subjects.append(_subject(image, image_root, where, exhaustive))
+            subjects.append(_subject(image, image_root, where, "nothing" if coco.lost else exhaustive))
     kept = without_too_long(subjects, problems)
     return Collected(image_root, kept, vocabulary_of(coco.categories.values(), groups), tuple(problems))
 

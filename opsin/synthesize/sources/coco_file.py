@@ -50,6 +50,8 @@ class CocoImages:
     images: dict[int, CocoImage] = field(default_factory=dict)
     categories: dict[int, Thing] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    lost: bool = False
+    """Whether it is unknown of an instance which picture it belongs to: then no picture's things are surely all."""
 
     def add_images(self, path: Path, content: dict[str, Any], *, annotated: bool = False) -> None:
         """The list of pictures of a file."""
@@ -96,6 +98,7 @@ class CocoImages:
                 continue
             image = self._image_of(path, entry)
             if image is None:
+                self.lost = self.lost or not isinstance(entry.get("image_id"), int)
                 continue
             if least_score is not None and _is_number(entry.get("score")) and entry["score"] < least_score:
                 continue

@@ -1,0 +1,75 @@
+"""What goes out in batch files: no more than a budget allows, and not to be asked a second time unawares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opsin.core.errors import OpsinError
+from opsin.core.files import write_json
+from opsin.synthesize.estimate import most_of
+
+if TYPE_CHECKING:
+    from opsin.synthesize.ledger import Totals
+    from opsin.synthesize.request import Request
+    from opsin.synthesize.teacher_values import Limits, OpenAI
+
+NOTE = "exported.json"
+
+
+class Exported:
+    """The note in an output directory that requests of it are out in batch files."""
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / NOTE
+
+    def note(self, files: Sequence[Path]) -> None:
+        """Remember the files."""
+        if files:
+            write_json(self._path, [str(path.absolute()) for path in files])
+
+    def forget(self) -> None:
+        """Their answers came."""
+        self._path.unlink(missing_ok=True)
+
+    def refuse(self) -> None:
+        """Raises OpsinError while answers are awaited: whoever asks as well may pay twice."""
+        if self._path.exists():
+            files = ", ".join(json.loads(self._path.read_bytes()))
+            raise OpsinError(
+                f"{self._path}: the requests of {files} are out as batch files, and asking now would pay for them "
+                "twice; take their answers with --import-batch, or remove that note if they were never uploaded"
+            )
+
+
+class Affordable:
+    """As many of the requests, in order, as what is left of the budgets is enough for; the others are counted."""
+
+    def __init__(self, requests: Iterable[Request], teacher: OpenAI, limits: Limits, totals: Totals) -> None:
+        self._requests = requests
+        self._teacher = teacher
+        self._cost = float("inf") if limits.max_cost is None else limits.max_cost - totals.spent.cost
+        self._number = float("inf") if limits.max_requests is None else limits.max_requests - totals.requests
+        self._taken = self._left = 0
+        self._most = 0.0
+
+    def __iter__(self) -> Iterator[Request]:
+        price = self._teacher.price
+        for request in self._requests:
+            bound = most_of(request, self._teacher)
+            cost = 0.0 if price is None else price.of(bound.prompt_tokens, bound.answer_tokens, batch=True).cost
+            if self._left or self._most + cost > self._cost or self._taken >= self._number:
+                self._left += 1
+                continue
+            self._taken += 1
+            self._most += cost
+            yield request
+
+    def told(self) -> str:
+        """What went out, and what did not."""
+        told = f"{self._taken:,} requests exported: upload the files, and take the answers with --import-batch"
+        if self._teacher.price is not None:
+            told += f", at most {self._most:,.4f} {self._teacher.price.currency}"
+        return told + (f"; {self._left:,} more are over the budget" if self._left else "")
