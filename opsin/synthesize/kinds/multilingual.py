@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opsin.core.errors import OpsinError
 from opsin.synthesize import symbolic
-from opsin.synthesize.kinds.answers import parse_blocks, parse_text
 from opsin.synthesize.kinds.base import Expected
+from opsin.synthesize.kinds.forms import TwoForms
 from opsin.synthesize.kinds.single import SingleKind
 from opsin.synthesize.subject import Exchange
 
@@ -16,29 +16,18 @@ if TYPE_CHECKING:
     from opsin.synthesize.subject import Task
 
 
-class Multilingual(SingleKind):
+class Multilingual(TwoForms, SingleKind):
     """A conversation about one picture, or a detailed description of it, in another language."""
 
     kind: Literal["multilingual"] = "multilingual"
     by_rules_possible: ClassVar[bool] = False
 
     language: Literal["zh", "fr", "de", "es", "ja"]
-    form: Literal["conversation", "detail"] = "conversation"
 
     @property
     def name(self) -> str:
         """With its language: a recipe may have several."""
         return f"{self.kind}-{self.language}" + ("-detail" if self.form == "detail" else "")
-
-    @property
-    def prompt_name(self) -> str:
-        """One for each form."""
-        return f"multilingual-{self.form}"
-
-    @property
-    def needs_instructions(self) -> bool:
-        """For descriptions."""
-        return self.form == "detail"
 
     @property
     def expected(self) -> Expected:
@@ -52,12 +41,6 @@ class Multilingual(SingleKind):
         context = task.subject.context
         captions = symbolic.captions(context) if self.form == "conversation" else ""
         return captions or symbolic.captions_and_boxes(context)
-
-    def parse(self, raw: str, task: Task) -> tuple[Exchange, ...]:
-        """Blocks, or a bare text."""
-        if self.form == "conversation":
-            return parse_blocks(raw)
-        return (Exchange(self.instruction(task), parse_text(raw)),)
 
     def by_rules(self, task: Task, vocabulary: Vocabulary) -> tuple[Exchange, ...]:
         """Not possible: the rules know English alone."""

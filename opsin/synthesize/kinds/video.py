@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from opsin.synthesize import symbolic
 from opsin.synthesize.annotated import some_of
 from opsin.synthesize.english import listing, sentence
-from opsin.synthesize.kinds.answers import parse_blocks, parse_text
-from opsin.synthesize.kinds.base import Expected, KindBase
+from opsin.synthesize.kinds.base import Expected
+from opsin.synthesize.kinds.forms import TwoForms
 from opsin.synthesize.subject import Exchange
 
 if TYPE_CHECKING:
@@ -21,26 +21,15 @@ FACTUAL_QUESTION = "Say what the video shows, and when."
 MOST_QUESTIONS = 5
 
 
-class Video(KindBase):
+class Video(TwoForms):
     """A conversation about a video, or a description of it."""
 
     kind: Literal["video"] = "video"
-    form: Literal["conversation", "detail"] = "conversation"
 
     @property
     def name(self) -> str:
         """With its form: a recipe may have both."""
         return "video" if self.form == "conversation" else "video-detail"
-
-    @property
-    def prompt_name(self) -> str:
-        """One for each form."""
-        return f"video-{self.form}"
-
-    @property
-    def needs_instructions(self) -> bool:
-        """For descriptions."""
-        return self.form == "detail"
 
     @property
     def expected(self) -> Expected:
@@ -58,12 +47,6 @@ class Video(KindBase):
     def query(self, task: Task) -> str:
         """The captions of the frames, each under its second."""
         return symbolic.frames(task.subject)
-
-    def parse(self, raw: str, task: Task) -> tuple[Exchange, ...]:
-        """Blocks, or a bare text."""
-        if self.form == "conversation":
-            return parse_blocks(raw)
-        return (Exchange(self.instruction(task), parse_text(raw)),)
 
     def by_rules(self, task: Task, vocabulary: Vocabulary) -> tuple[Exchange, ...]:
         """What is to be seen, and when."""
