@@ -1,4 +1,4 @@
-"""What docs/recipes.md and docs/recipe-keys.md say of recipes, from the schema and the recipes themselves. To renew it:
+"""What docs/recipes.md, recipe-keys.md and synthesis-keys.md say of recipes, from the schema and the recipes themselves. To renew it:
 
 python -m tests.support.recipe_keys
 """
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from opsin.core.packaged import packaged
+from opsin.synthesize.recipe import Synthesis
 from opsin.train.recipe import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE, KEYS = DOCS / "recipes.md", DOCS / "recipe-keys.md"
+PAGE, KEYS, SYNTHESIS_KEYS = DOCS / "recipes.md", DOCS / "recipe-keys.md", DOCS / "synthesis-keys.md"
 BEGIN, END = "<!-- begin: made by tests/support/recipe_keys.py -->", "<!-- end -->"
 HEAD = """# All keys of a recipe
 
@@ -26,18 +28,25 @@ Made from the schema by `tests/support/recipe_keys.py`; a test keeps it true. A 
 """
 
 
-def keys_page() -> str:
-    """docs/recipe-keys.md."""
-    schema = Recipe.model_json_schema()
-    order, sections = [("Recipe", schema)], []
-    seen = {"Recipe"}
+SYNTHESIS_HEAD = """# All keys of a synthesis recipe
+
+Made from the schema by `tests/support/recipe_keys.py`; a test keeps it true. A key without a default is required. Where
+`kind` decides what the other keys are, all kinds are linked. [synthesize.md](synthesize.md) tells what they are for.
+"""
+
+
+def keys_page(model: type[BaseModel] = Recipe, head: str = HEAD) -> str:
+    """docs/recipe-keys.md, or the page of another model's keys."""
+    schema = model.model_json_schema()
+    order, sections = [(model.__name__, schema)], []
+    seen = {model.__name__}
     for name, node in order:  # grows on the way: breadth first, as a reader meets them
         sections.append(_section(name, node))
         for found in re.findall(r"#/\$defs/(\w+)", str(node.get("properties"))):
             if found not in seen:
                 seen.add(found)
                 order.append((found, schema["$defs"][found]))
-    return "\n".join([HEAD, *sections])
+    return "\n".join([head, *sections])
 
 
 def _section(name: str, node: dict[str, Any]) -> str:
@@ -144,4 +153,5 @@ def page() -> str:
 
 if __name__ == "__main__":
     KEYS.write_text(keys_page(), encoding="utf-8")
+    SYNTHESIS_KEYS.write_text(keys_page(Synthesis, SYNTHESIS_HEAD), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
