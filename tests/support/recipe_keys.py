@@ -1,4 +1,4 @@
-"""What docs/recipes.md, recipe-keys.md and synthesis-keys.md say of recipes, from the schema and the recipes themselves. To renew it:
+"""What docs/recipes.md, recipe-keys.md and synthesis-keys.md say of recipes, from schemas and recipes. To renew it:
 
 python -m tests.support.recipe_keys
 """
