@@ -95,7 +95,12 @@ def test_a_job_by_batch_files_takes_rounds_until_all_is_made(collection: Path, t
         asked = [json.loads(line) for line in file.read_text().splitlines()]
         assert len(asked) == (36, 4)[round_]
         answers = tmp_path / f"answers-{round_}.jsonl"
-        answers.write_text("".join(_answered(one, bad=not round_ and n < 4) for n, one in enumerate(asked)))
+        answered = [_answered(one, bad=not round_ and n < 4) for n, one in enumerate(asked)]
+        answers.write_text("".join(answered[2:]))
+        done = run(path, "--out", out, "--import-batch", answers)
+        assert done.exit_code == 3
+        assert "2 requests" in " ".join(run(path, "--out", out).output.split())  # are still out
+        answers.write_text("".join(answered))
         done = run(path, "--out", out, "--import-batch", answers, "--export-batch", batch)
     assert done.exit_code == 0, done.output
     assert len(json.loads((out / "instruct.json").read_text())) == 36

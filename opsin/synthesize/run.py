@@ -128,15 +128,14 @@ def synthesize_by_batch(
         with Ledger.open(out / LEDGER) as ledger:
             waiting = Exported(out)
             if imported:
-                _take(imported, maker, ledger, recipe.teacher, watch)
-                waiting.forget()
+                waiting.settle(_take(imported, maker, ledger, recipe.teacher, watch))
             outcomes: list[Outcome] = []
             pending = _unanswered(maker, ledger, outcomes)
             if exported is not None:
                 waiting.refuse()
                 affordable = Affordable(pending, recipe.teacher, recipe.limits, ledger.totals)
                 files = export_batch(affordable, exported, recipe.teacher, ledger)
-                waiting.note(files)
+                waiting.note(files, affordable.taken)
                 for line in (*(f"batch  {path}" for path in files), affordable.told()):
                     watch.on_line(line)
             for _ in pending:  # whatever was not asked for has an outcome, too
@@ -166,8 +165,8 @@ def _first_requests(maker: Maker) -> Iterator[Request]:
                 yield maker.first_request(task)
 
 
-def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, watch: Watch) -> None:
-    """Answers of batch files, to the requests of this recipe, into the ledger."""
+def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, watch: Watch) -> int:
+    """Answers of batch files, to the requests of this recipe, into the ledger; how many lines were new."""
     from opsin.synthesize.batch import import_batch
 
     awaited = {request.key: most_of(request, teacher) for request in _unanswered(maker, ledger, [])}
@@ -180,6 +179,7 @@ def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, 
     for problem in took.problems:
         watch.on_line(problem)
     watch.on_line(f"{took.kept:,} answers taken, {took.known:,} were here, {len(took.problems):,} lines without one")
+    return took.kept + len(took.problems)
 
 
 def _tell_uncertain(ledger: Ledger, watch: Watch) -> None:
