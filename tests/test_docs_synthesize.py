@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from opsin.cli import app
 from opsin.quickstart.dataset import TINY, build_drawn
+from opsin.report.synthesis_view import HELD_OUT, INSTRUCT, PROVENANCE, QUARANTINE, STATISTICS
 from opsin.synthesize.kinds import Kind
-from opsin.synthesize.output import HELD_OUT, INSTRUCT, LEDGER, PAGE, PROBLEMS, PROVENANCE, QUARANTINE, STATISTICS
+from opsin.synthesize.output import LEDGER, PAGE, PROBLEMS
 from opsin.synthesize.sources import PictureSource
 from opsin.synthesize.teacher_values import Limits, OpenAI
 

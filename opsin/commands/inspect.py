@@ -31,8 +31,6 @@ Progress = Callable[[str, int], None]
 
 RECIPES = frozenset({".yaml", ".yml"})
 SHOWN = 6
-SYNTHESIS = "synthesis.json"
-"""What makes a directory that of a synthesis."""
 SEED = 0
 """Of the samples of a synthesis that are shown."""
 STREAMED = 20
@@ -71,7 +69,9 @@ def inspect(
             raise OpsinError(f"{name} is for data files; a recipe says it itself, and overrides change it")
         _recipe(file, overrides or (), stage, ids or (), samples, out, as_json)
         return
-    if (file / SYNTHESIS).is_file():
+    from opsin.report.synthesis_view import RECIPE
+
+    if (file / RECIPE).is_file():
         if overrides or stage is not None or image_root is not None or model is not None:
             raise OpsinError(f"{file} is a synthesis; of the options, --out, --samples, --id and --json are for it")
         _synthesis(file, ids or (), samples, out, as_json)

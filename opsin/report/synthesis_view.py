@@ -21,10 +21,14 @@ from opsin.data.record_file import BadRecord
 from opsin.data.records import read_records
 from opsin.report.stage_view import check_found
 
+RECIPE = "synthesis.json"
+"""What makes a directory that of a synthesis."""
 STATISTICS = "statistics.json"
 PROVENANCE = "provenance.jsonl"
 QUARANTINE = "quarantine.jsonl"
-SAMPLES = ("instruct.json", "held-out.json")
+INSTRUCT = "instruct.json"
+HELD_OUT = "held-out.json"
+SAMPLES = (INSTRUCT, HELD_OUT)
 
 MOST_BYTES = 10_000_000
 """Of the statistics."""

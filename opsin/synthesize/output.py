@@ -10,24 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opsin.core.files import sha256_bytes, write_bytes, write_json
+from opsin.data.marks import IMAGE_MARK
+from opsin.report.synthesis_view import HELD_OUT, INSTRUCT, PROVENANCE, QUARANTINE
 from opsin.synthesize.request import Usage
 
 if TYPE_CHECKING:
-    from opsin.synthesize.outcome import Attempt, Outcome
+    from opsin.synthesize.outcome import Attempt, Finding, Outcome
     from opsin.synthesize.subject import Exchange, Subject, Task
     from opsin.synthesize.work import Work
 
-INSTRUCT = "instruct.json"
-HELD_OUT = "held-out.json"
-PROVENANCE = "provenance.jsonl"
-QUARANTINE = "quarantine.jsonl"
-STATISTICS = "statistics.json"
-RECIPE = "synthesis.json"
 LEDGER = "ledger.sqlite"
 PAGE = "page.html"
 PROBLEMS = "problems.txt"
-
-IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Teaching:
     teacher: str
     model: str
     versions: Mapping[str, str]
-    """Of the prompts, by kind; empty for the rules."""
+    """Of the prompts, by kind: the rules draw instructions from them, too."""
 
 
 def write_samples(out: Path, outcomes: Sequence[Outcome], work: Work, teaching: Teaching) -> None:
@@ -83,7 +77,7 @@ def _file(task: Task, work: Work) -> str:
 
 def _provenance(outcome: Outcome, work: Work, teaching: Teaching) -> dict[str, Any]:
     task, usage = outcome.task, _usage(outcome.attempts)
-    asked = [attempt.key for attempt in outcome.attempts if attempt.key is not None]
+    asked = _requests(outcome)
     query = work.kinds[task.kind].query(task)
     repaired = [finding for attempt in outcome.attempts[:-1] for finding in attempt.findings]
     return {
@@ -99,20 +93,17 @@ def _provenance(outcome: Outcome, work: Work, teaching: Teaching) -> dict[str, A
         "prompt_tokens": usage.prompt_tokens,
         "answer_tokens": usage.answer_tokens,
         "cost": usage.cost,
-        "repaired": [{"check": finding.check, "text": finding.text} for finding in repaired],
+        "repaired": _told(repaired),
     }
 
 
 def _quarantined(outcome: Outcome, work: Work) -> dict[str, Any]:
-    attempts = [
-        {"raw": one.raw, "finish": one.finish, "findings": [{"check": f.check, "text": f.text} for f in one.findings]}
-        for one in outcome.attempts
-    ]
+    attempts = [{"raw": one.raw, "finish": one.finish, "findings": _told(one.findings)} for one in outcome.attempts]
     return {
         **_where(outcome, work),
         "reasons": attempts[-1]["findings"],
         "attempts": attempts,
-        "requests": [attempt.key for attempt in outcome.attempts if attempt.key is not None],
+        "requests": _requests(outcome),
         "context": work.kinds[outcome.task.kind].query(outcome.task),
     }
 
@@ -126,6 +117,14 @@ def _where(outcome: Outcome, work: Work) -> dict[str, Any]:
         "image_root": str(work.image_root),
         "where": subject.where,
     }
+
+
+def _requests(outcome: Outcome) -> list[str]:
+    return [attempt.key for attempt in outcome.attempts if attempt.key is not None]
+
+
+def _told(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    return [{"check": finding.check, "text": finding.text} for finding in findings]
 
 
 def _usage(attempts: Iterable[Attempt]) -> Usage:

@@ -25,6 +25,7 @@ from opsin.core.files import make_directory, write_json, write_text
 from opsin.core.lock import LOCK, RunLock
 from opsin.core.stop import Stop
 from opsin.report.synthesis import synthesis_page
+from opsin.report.synthesis_view import RECIPE, STATISTICS
 from opsin.synthesize.checks import is_looked_up
 from opsin.synthesize.engine import Engine, Facts
 from opsin.synthesize.estimate import Estimate, estimate, most_of
@@ -33,7 +34,7 @@ from opsin.synthesize.ledger import Ledger, Totals
 from opsin.synthesize.making import Maker
 from opsin.synthesize.near_duplicates import without_near_duplicates
 from opsin.synthesize.outcome import Outcome
-from opsin.synthesize.output import LEDGER, PAGE, PROBLEMS, RECIPE, STATISTICS, Teaching, write_samples
+from opsin.synthesize.output import LEDGER, PAGE, PROBLEMS, Teaching, write_samples
 from opsin.synthesize.recipe import Synthesis
 from opsin.synthesize.request import Request, Usage
 from opsin.synthesize.statistics import summarise

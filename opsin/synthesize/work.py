@@ -50,28 +50,26 @@ def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read
         OpsinError: a source cannot be read, or there is nothing to be made.
     """
     collected = []
-    for source in recipe.pictures:
-        on_read(source.told)
-        collected.append(source.read(out))
+    for pictures in recipe.pictures:
+        on_read(pictures.told)
+        collected.append(pictures.read(out))
     root = Path(os.path.commonpath([one.root for one in collected]))
-    found = [(_moved(subject, root), one.vocabulary) for one in collected for subject in one.subjects][:most_pictures]
+    found = [(_moved(subject, root), source) for source, one in enumerate(collected) for subject in one.subjects]
+    found = found[:most_pictures]
     subjects = [subject for subject, _ in found]
     _refuse_twins(subjects)
     tasks: list[Task] = []
     own: dict[str, Vocabulary] = {}
     kept: set[str] = set()
+    sides: dict[tuple[bool, int], list[Subject]] = {}
+    for subject, source in found:
+        sides.setdefault((_is_held_out(subject, recipe), source), []).append(subject)
     for kind in recipe.kinds:
-        for is_kept in (False, True):
-            for one in collected:
-                side = [
-                    subject
-                    for subject, vocabulary in found
-                    if vocabulary is one.vocabulary and _is_held_out(subject, recipe) == is_kept
-                ]
-                made = list(_tasks(kind, side, recipe.seed))
-                tasks.extend(made)
-                own.update((task.id, one.vocabulary) for task in made)
-                kept.update(task.id for task in made if is_kept)
+        for (is_kept, source), side in sorted(sides.items(), key=lambda item: item[0]):
+            made = list(_tasks(kind, side, recipe.seed))
+            tasks.extend(made)
+            own.update((task.id, collected[source].vocabulary) for task in made)
+            kept.update(task.id for task in made if is_kept)
     problems = tuple(problem for one in collected for problem in one.problems)
     if not tasks:
         advice = (

@@ -144,3 +144,10 @@ def without_too_long(subjects: Iterable[Subject], problems: list[str]) -> tuple[
         else:
             kept.append(subject)
     return tuple(kept)
+
+
+def gathered(root: Path, subjects: Iterable[Subject], namings: dict[str, Naming], problems: list[str]) -> Collected:
+    """What a source found whose vocabulary is that of its pictures' own things."""
+    kept = without_too_long(subjects, problems)
+    things = (thing for subject in kept for context in subject.contexts for thing in context.things)
+    return Collected(root, kept, vocabulary_of(things, namings), tuple(problems))

@@ -17,11 +17,10 @@ from opsin.synthesize.sources.base import (
     SourceBase,
     box_of,
     caption_of,
+    gathered,
     identity_of,
     is_clean,
     name_of,
-    vocabulary_of,
-    without_too_long,
 )
 from opsin.synthesize.sources.lines import LineBase, read_lines
 from opsin.synthesize.subject import Subject
@@ -89,9 +88,7 @@ class Jsonl(SourceBase):
                 problems.append(f"{where}: {identity}: {problem}")
             elif isinstance(context, Context):
                 subjects.append(Subject(identity, (line.image,), (context,), self.image_root, where))
-        kept = without_too_long(subjects, problems)
-        things = (thing for subject in kept for context in subject.contexts for thing in context.things)
-        return Collected(self.image_root, kept, vocabulary_of(things, self.groups), tuple(problems))
+        return gathered(self.image_root, subjects, self.groups, problems)
 
 
 def context_of(line: AnnotatedLine, exhaustive: Exhaustive, text: str = "") -> Context | str:

@@ -11,7 +11,7 @@ from opsin.core.paths import ExistingFile, ExistingFolder
 from opsin.data.fields import RecordError
 from opsin.data.media_paths import MediaRoot
 from opsin.synthesize.context import Context
-from opsin.synthesize.sources.base import Collected, Naming, SourceBase, identity_of, vocabulary_of, without_too_long
+from opsin.synthesize.sources.base import Collected, Naming, SourceBase, gathered, identity_of
 from opsin.synthesize.sources.jsonl import AnnotatedLine, context_of
 from opsin.synthesize.sources.lines import LineBase, read_lines
 from opsin.synthesize.subject import Subject
@@ -69,9 +69,7 @@ class Videos(SourceBase):
                 subjects.append(self._subject(identity, line, where))
             except RecordError as error:
                 problems.append(f"{where}: {identity}: {error}")
-        kept = without_too_long(subjects, problems)
-        things = (thing for subject in kept for context in subject.contexts for thing in context.things)
-        return Collected(self.video_root, kept, vocabulary_of(things, self.groups), tuple(problems))
+        return gathered(self.video_root, subjects, self.groups, problems)
 
     def _subject(self, identity: str, line: VideoLine, where: str) -> Subject:
         MediaRoot(self.video_root).clips([line.video])
