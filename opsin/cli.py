@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,12 +65,24 @@ class PictureSet(StrEnum):
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point. Whoever presses Ctrl-C again while the command ends leaves at once, without a traceback."""
+    try:
+        app()
+    finally:
+        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
+    try:
+        with _told():
+            yield
+    except KeyboardInterrupt:  # also one that comes while an error is told
+        _leave("interrupted", INTERRUPTED)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     try:
         yield
     except StoppedError as error:
@@ -80,8 +94,6 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         _leave(f"error: {where}{error.strerror or error}; check the path, its permissions and the space left", FAILED)
-    except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
 
 
 def _leave(message: str, code: int) -> NoReturn:

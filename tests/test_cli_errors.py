@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     monkeypatch.setattr(sys, "argv", ["opsin", *arguments])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        cli.app()
     return caught.value.code
 
 
@@ -77,6 +78,25 @@ def test_an_interrupt_is_said_and_has_its_exit_code(
     monkeypatch.setattr("opsin.quickstart.run.quickstart", raising(KeyboardInterrupt()))
     assert call(monkeypatch, "quickstart", "--out", str(tmp_path / "run")) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+AT_EXIT = "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+WHILE_TELLING = """
+first = cli.Console.print
+def interrupted(*args, **options):
+    cli.Console.print = first
+    os.kill(os.getpid(), signal.SIGINT)
+cli.Console.print = interrupted"""
+
+
+@pytest.mark.parametrize("when", [AT_EXIT, WHILE_TELLING])
+def test_ctrl_c_while_a_command_ends_is_no_traceback(tmp_path: Path, when: str) -> None:
+    code = f"import atexit, os, signal\nfrom opsin import cli\n{when}\ncli.main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(tmp_path / "missing")], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "nan"])

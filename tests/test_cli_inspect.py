@@ -35,7 +35,7 @@ def inspect(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(sys, "argv", ["opsin", "inspect", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            cli.app()
         return caught.value.code
 
     return run
@@ -119,7 +119,7 @@ def test_plan_and_inspect_say_the_same_numbers(
     (seen,) = json.loads(capsys.readouterr().out)["stages"]
     monkeypatch.setattr(sys, "argv", ["opsin", "plan", str(recipe), "--json"])
     with pytest.raises(SystemExit):
-        cli.main()
+        cli.app()
     (planned,) = json.loads(capsys.readouterr().out)
     assert (planned["available"], planned["epoch"]) == (available, epoch)
     same = ("available", "epoch", "samples", "tokens", "visual", "patches", "packs", "steps")

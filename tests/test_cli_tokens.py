@@ -24,7 +24,7 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(sys, "argv", ["opsin", "tokens", *arguments])
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            cli.app()
         return caught.value.code
 
     return run

@@ -31,7 +31,7 @@ def train(*arguments: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["opsin", "train", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.app()
     return int(left.value.code or 0)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from opsin.cli import main
+from opsin.cli import app
 from opsin.core.errors import DataError
 from opsin.data.check import check, source_of
 from opsin.train.hooks import Hooks
@@ -118,7 +118,7 @@ def run(*arguments: str) -> int:
 
     sys.argv = ["opsin", *arguments]
     with pytest.raises(SystemExit) as left:
-        main()
+        app()
     return int(left.value.code or 0)
 
 

@@ -41,7 +41,7 @@ def train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """The exit code of `opsin train` with these arguments."""
     monkeypatch.setattr(sys, "argv", ["opsin", "train", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        cli.app()
     return int(left.value.code or 0)
 
 

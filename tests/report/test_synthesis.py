@@ -184,7 +184,7 @@ def inspect(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(*arguments: str | Path) -> Any:
         monkeypatch.setattr(sys, "argv", ["opsin", "inspect", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            cli.app()
         return caught.value.code
 
     return run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opsin.cli import main
+from opsin.cli import app
 from opsin.train.hooks import Hooks
 from opsin.train.outlook import look_ahead
 from opsin.train.recipe import load_recipe
@@ -33,7 +33,7 @@ def written(folder: Path, **changes: Any) -> Path:
 def run(*arguments: str) -> int:
     sys.argv = ["opsin", *arguments]
     try:
-        main()
+        app()
     except SystemExit as left:
         return int(left.code or 0)
     return 0
