@@ -22,3 +22,5 @@ class Checks(BaseModel):
     """The words for things, in the form of the built-in `opsin/synthesize/checks/synonyms.txt`, instead of it."""
     near_duplicate: float | None = Field(default=0.9, ge=0.5, le=1)
     """Jaccard similarity of word triples from which the later one of two samples is refused; nothing: none is."""
+    stop_when_refused: float | None = Field(default=0.9, gt=0, le=1)
+    """Share of refused samples from which on no more of a kind are asked for, 50 at the least; nothing: never."""

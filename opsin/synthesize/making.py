@@ -27,8 +27,9 @@ MOST_SENT_BACK = 4_000
 """Characters of a refused answer that the teacher is shown again."""
 
 
-Steps = Generator["Request", "Answer", "Outcome"]
-"""Requests that need answers before there is an outcome: whoever drives it decides where these come from."""
+Steps = Generator["Request", "Answer | None", "Outcome"]
+"""Requests that need answers before there is an outcome: whoever drives it decides where these come from. Sent none, it
+ends, and the task is waiting."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Maker:
             return Outcome(task, "unusable", problem=str(error))
         for _ in range(1 + self.recipe.checks.repairs):
             answer = yield request
+            if answer is None:
+                return Outcome(task, "waiting", tuple(attempts))
             exchanges, findings = self._read(task, answer.text, answer.finish)
             attempts.append(Attempt(answer.text, answer.finish, answer.usage, findings, request.key))
             if not _refused(findings):

@@ -25,7 +25,8 @@ from opsin.core.files import make_directory, write_json, write_text
 from opsin.core.lock import LOCK, RunLock
 from opsin.core.stop import Stop
 from opsin.report.synthesis import synthesis_page
-from opsin.report.synthesis_view import RECIPE, STATISTICS
+from opsin.report.synthesis_view import QUARANTINE, RECIPE, STATISTICS
+from opsin.synthesize.brake import Brake, told_refused
 from opsin.synthesize.checks import is_looked_up
 from opsin.synthesize.engine import Engine, Facts
 from opsin.synthesize.estimate import Estimate, estimate, most_of
@@ -81,7 +82,7 @@ def synthesize(recipe: Synthesis, out: Path, watch: Watch | None = None, *, most
 
     Raises:
         StoppedError: a signal ended it; the files are written.
-        TeacherError: the teacher cannot be asked; the files are written.
+        TeacherError: the teacher cannot be asked, or nearly all its answers are refused; the files are written.
         OpsinError: annotations, prompts or the directory cannot be used.
     """
     watch = watch or Watch()
@@ -95,11 +96,14 @@ def synthesize(recipe: Synthesis, out: Path, watch: Watch | None = None, *, most
             _tell_uncertain(ledger, watch)
             error = asyncio.run(asking.run(recipe.teacher, recipe.limits, ledger, stop))
             told = str(error) if error is not None else ""
-            result = _written(out, maker, asking.outcomes(ledger), told, totals=ledger.totals)
+            outcomes = asking.outcomes(ledger)
+            result = _written(out, maker, outcomes, told, totals=ledger.totals)
         if stop.wanted is not None:
             raise StoppedError(f"ended by a signal, {asking.told()}; the same command goes on", stop.wanted)
         if isinstance(error, TeacherError):
             raise TeacherError(f"{error}\n{asking.told()}; the same command goes on")
+        if refused := asking.refused(outcomes):
+            raise TeacherError("\n".join([*refused, *([told] if told else []), asking.told(), _advice(recipe, out)]))
         return result
 
 
@@ -141,6 +145,8 @@ def synthesize_by_batch(
                     watch.on_line(line)
             for _ in pending:  # whatever was not asked for has an outcome, too
                 pass
+            for line in _refused(maker, outcomes):
+                watch.on_line(f"{line}; a next round would pay for the same: change the model or the prompt first")
             return _written(out, maker, outcomes, totals=ledger.totals)
 
 
@@ -197,27 +203,40 @@ def _unanswered(maker: Maker, ledger: Ledger, outcomes: list[Outcome]) -> Iterat
     """Requests that the ledger has no answer to, each once; adds every task's outcome as far as the ledger goes."""
     seen: set[str] = set()
     for task in maker.work.tasks:
-        found = _replayed(maker, task, ledger)
-        if isinstance(found, Outcome):
-            outcomes.append(found)
-            continue
-        outcomes.append(Outcome(task, "waiting"))
-        if found.key not in seen:
-            seen.add(found.key)
-            yield found
+        outcome, request = _replayed(maker, task, ledger)
+        outcomes.append(outcome)
+        if request is not None and request.key not in seen:
+            seen.add(request.key)
+            yield request
 
 
-def _replayed(maker: Maker, task: Task, ledger: Ledger) -> Outcome | Request:
-    """A task's outcome from the ledger alone, or the first request that it has no answer to."""
+def _replayed(maker: Maker, task: Task, ledger: Ledger) -> tuple[Outcome, Request | None]:
+    """A task's outcome from the ledger alone, and the first request that it has no answer to, if it waits for one."""
     steps = maker.steps(task)
+    request = None
     try:
         request = next(steps)
-        while (answer := ledger.lookup(request.key)) is not None:
-            request = steps.send(answer)
+        while True:
+            request = steps.send(ledger.lookup(request.key))
     except StopIteration as ended:
         outcome: Outcome = ended.value
-        return outcome
-    return request
+        return outcome, request if outcome.state == "waiting" else None
+
+
+def _refused(maker: Maker, outcomes: Sequence[Outcome]) -> list[str]:
+    """Kinds of which nearly all answers so far are refused."""
+    brake = Brake(maker.work.tasks, maker.recipe.checks.stop_when_refused)
+    for index, outcome in enumerate(outcomes):
+        brake.count(index, outcome)
+    return [told_refused(outcomes, kind) for kind in maker.work.kinds if kind in brake.stopped]
+
+
+def _advice(recipe: Synthesis, out: Path) -> str:
+    return (
+        f"of a kind with so many refused samples nothing more is asked; look at {out / QUARANTINE} "
+        f"(`opsin inspect {out}` shows some of it), and change the model, its chat template or the prompt; "
+        f"or go on with checks.stop_when_refused=null, which is {recipe.checks.stop_when_refused:g} now"
+    )
 
 
 @contextmanager
@@ -257,6 +276,7 @@ class _Asking:
     def __init__(self, maker: Maker, watch: Watch) -> None:
         self.maker = maker
         self.watch = watch
+        self._brake = Brake(maker.work.tasks, maker.recipe.checks.stop_when_refused)
         self._found: dict[int, Outcome] = {}
 
     async def run(self, teacher: OpenAI, limits: Limits, ledger: Ledger, stop: Stop) -> OpsinError | None:
@@ -274,6 +294,8 @@ class _Asking:
 
     async def _make(self, engine: Engine, index: int) -> None:
         task = self.maker.work.tasks[index]
+        if task.kind in self._brake.stopped:
+            return
         steps = self.maker.steps(task)
         try:
             request = next(steps)
@@ -284,14 +306,20 @@ class _Asking:
         except UnansweredError as error:
             self._found[index] = Outcome(task, "unanswered", problem=str(error))
         self.watch.on_facts(len(self._found), len(self.maker.work.tasks), engine.facts())
+        if self._brake.count(index, self._found[index]):
+            self.watch.on_line(f"{task.kind}: nearly all answers are refused; no more samples of this kind are begun")
 
     def outcomes(self, ledger: Ledger) -> list[Outcome]:
         """Of all tasks. Those that were not reached may have their answers from an earlier run, or are waiting."""
         for index, task in enumerate(self.maker.work.tasks):
             if index not in self._found:
-                found = _replayed(self.maker, task, ledger)
-                self._found[index] = found if isinstance(found, Outcome) else Outcome(task, "waiting")
+                self._found[index], _ = _replayed(self.maker, task, ledger)
         return [self._found[index] for index in range(len(self.maker.work.tasks))]
+
+    def refused(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """Of the kinds that were not asked for to their end, what their answers were refused for."""
+        waiting = {outcome.task.kind for outcome in outcomes if outcome.state == "waiting"}
+        return [told_refused(outcomes, kind) for kind in sorted(self._brake.stopped & waiting)]
 
     def told(self) -> str:
         """How far it came."""

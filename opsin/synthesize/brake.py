@@ -1,0 +1,91 @@
+"""A brake: nothing more is asked for a kind whose answers are nearly all refused.
+
+A wrong model, one without instruction tuning or a broken chat template would spend the whole budget on the quarantine.
+Every kind is judged by itself, since a share of all would hide one kind that fails behind others that do not; and the
+others go on, since they have prompts of their own, and what passes the checks is worth its money.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from opsin.synthesize.outcome import Outcome
+    from opsin.synthesize.subject import Task
+
+FIRST = 50
+"""Tasks by which a kind is judged; then by twice as many, by three times, and so on."""
+
+
+@dataclass
+class _Tally:
+    """The first tasks of a kind: those that have or may still get an answer, and the refused ones among them."""
+
+    tasks: int
+    refused: int = 0
+
+
+class Brake:
+    """Counts outcomes, and says which kinds are not worth asking for any more.
+
+    A kind is judged by its first tasks in their order; those without an outcome yet count as not refused. So the
+    verdict is the same in whatever order answers come, in the next run too, and no slow answer delays it.
+    """
+
+    def __init__(self, tasks: Sequence[Task], share: float | None) -> None:
+        """`tasks` are all that will be counted, those of a kind together; with no share, no kind is ever stopped."""
+        self.stopped: set[str] = set()
+        self._share = share
+        self._first = {task.kind: index for index, task in reversed(list(enumerate(tasks)))}
+        self._tallies: dict[str, list[_Tally]] = {}
+
+    def count(self, index: int, outcome: Outcome) -> bool:
+        """Count the outcome of the task with this index, once; whether its kind is stopped by it."""
+        kind = outcome.task.kind
+        if self._share is None or kind in self.stopped or outcome.state == "made":
+            return False
+        tallies = self._tallies.setdefault(kind, [_Tally(FIRST)])
+        place = (index - self._first[kind]) // FIRST
+        while len(tallies) <= place:
+            tallies.append(replace(tallies[-1], tasks=tallies[-1].tasks + FIRST))
+        for tally in tallies[place:]:
+            if is_refused(outcome):
+                tally.refused += 1
+            else:  # no answer of a teacher
+                tally.tasks -= 1
+            if tally.tasks >= FIRST and tally.refused / tally.tasks >= self._share:
+                self.stopped.add(kind)
+        return kind in self.stopped
+
+
+def is_refused(outcome: Outcome) -> bool:
+    """Whether a teacher has answered and the checks have refused it, even if it may be asked once more."""
+    return outcome.state != "made" and is_answered(outcome)
+
+
+def is_answered(outcome: Outcome) -> bool:
+    """Whether a teacher has answered; the rules have no request."""
+    return bool(outcome.attempts) and outcome.attempts[-1].key is not None
+
+
+def told_refused(outcomes: Iterable[Outcome], kind: str) -> str:
+    """How many samples of a kind are refused, by which checks, and what one of them was refused for."""
+    answered = [outcome for outcome in outcomes if outcome.task.kind == kind and is_answered(outcome)]
+    refused = [(outcome.task.id, _reasons(outcome)) for outcome in answered if is_refused(outcome)]
+    checks = Counter(check for _, reasons in refused for check in reasons).most_common()
+    commonest = checks[0][0]
+    example = next(f"{id_}: {reasons[commonest]}" for id_, reasons in refused if commonest in reasons)
+    listed = ", ".join(f"{check} {count:,}" for check, count in checks)
+    return (
+        f"{kind}: of {len(answered):,} samples with an answer {len(refused):,} are refused, by the checks {listed}; "
+        f"{commonest} says of {example}"
+    )
+
+
+def _reasons(outcome: Outcome) -> dict[str, str]:
+    """Of the last answer: the checks that refuse it, each with one of its findings."""
+    return {finding.check: finding.text for finding in outcome.attempts[-1].findings if finding.refuses}

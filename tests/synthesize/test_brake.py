@@ -1,0 +1,175 @@
+"""A teacher whose answers are nearly all refused does not spend the budget; one that is mostly good is not stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ValidationError
+
+from opsin.core.errors import TeacherError
+from opsin.synthesize.brake import FIRST, Brake
+from opsin.synthesize.check_values import Checks
+from opsin.synthesize.outcome import Attempt, Finding, Outcome, State
+from opsin.synthesize.recipe import Synthesis, load_synthesis
+from opsin.synthesize.request import Usage
+from opsin.synthesize.run import Watch, synthesize, synthesize_by_batch
+from opsin.synthesize.subject import Task
+from tests.support.chat_endpoint import Asked, ChatEndpoint, Reply, completion
+from tests.support.teaching import good_answer, recipe_text, well, write_collection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+PICTURES = 200
+KINDS = [{"kind": "reasoning"}, {"kind": "detail"}]
+REFUSED = Reply(body=completion("Sure! The caption says that there is an elephant."))
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_collection(tmp_path_factory.mktemp("collection"), pictures=PICTURES)
+    captions = json.loads((folder / "captions.json").read_text())
+    for number, annotation in enumerate(captions["annotations"]):
+        annotation["caption"] += f" The street has the name {number}."  # no two requests are the same
+    (folder / "captions.json").write_text(json.dumps(captions))
+    return folder
+
+
+def recipe(collection: Path, url: str, path: Path, **more: Any) -> Synthesis:
+    limits = {"concurrency": 4}
+    path.write_text(recipe_text(collection, url, **{"kinds": KINDS, "limits": limits, **more}))
+    return load_synthesis(path)
+
+
+def only_reasoning_refused(asked: Asked) -> Reply:
+    return REFUSED if "reason" in asked.body["messages"][0]["content"].lower() else well(asked)
+
+
+def test_a_kind_that_is_always_refused_is_not_asked_for_to_the_end(collection: Path, tmp_path: Path) -> None:
+    out, told = tmp_path / "out", []
+    with ChatEndpoint(only_reasoning_refused) as endpoint:
+        value = recipe(collection, endpoint.url, tmp_path / "recipe.yaml", checks={"near_duplicate": None})
+        with pytest.raises(TeacherError) as caught:
+            synthesize(value, out, Watch(on_line=told.append))
+        states = json.loads((out / "statistics.json").read_text())["kinds"]
+        refused = states["reasoning"]["quarantined"]
+        assert states["detail"] == {"made": PICTURES}  # which comes later, and is worth its money
+        assert states["reasoning"] == {"quarantined": refused, "waiting": PICTURES - refused}
+        assert FIRST * 0.9 <= refused < FIRST + 10
+        assert len(endpoint.asked) == PICTURES + 2 * refused
+        assert len((out / "quarantine.jsonl").read_text().splitlines()) == refused
+        assert "reasoning: nearly all answers are refused; no more samples of this kind are begun" in told
+
+        first, done, advice = str(caught.value).splitlines()
+        assert first.startswith(f"reasoning: of {refused} samples with an answer {refused} are refused, by the checks ")
+        assert f"schema {refused}" in first
+        assert "says of 000000000001#reasoning: " in first
+        assert done == f"{PICTURES + refused} of {2 * PICTURES} tasks are done"
+        assert f"look at {out / 'quarantine.jsonl'} (`opsin inspect {out}`" in advice
+        assert "checks.stop_when_refused=null, which is 0.9 now" in advice
+
+        with pytest.raises(TeacherError) as again:
+            synthesize(value, out)
+        assert str(again.value) == str(caught.value)
+        assert len(endpoint.asked) == PICTURES + 2 * refused  # the same command spends nothing more
+
+
+def test_without_a_brake_all_is_asked(collection: Path, tmp_path: Path) -> None:
+    with ChatEndpoint(lambda _: REFUSED) as endpoint:
+        checks = {"stop_when_refused": None, "repairs": 0}
+        value = recipe(collection, endpoint.url, tmp_path / "recipe.yaml", kinds=KINDS[:1], checks=checks)
+        result = synthesize(value, tmp_path / "out")
+    assert result.statistics["states"] == {"quarantined": PICTURES}
+    assert len(endpoint.asked) == PICTURES
+
+
+def test_a_kind_that_is_done_all_the_same_is_no_error(collection: Path, tmp_path: Path) -> None:
+    """The samples were all refused by the checks, as the exit code 0 says; nothing is left to be saved."""
+    with ChatEndpoint(lambda _: REFUSED) as endpoint:
+        value = recipe(collection, endpoint.url, tmp_path / "recipe.yaml", kinds=KINDS[:1], checks={"repairs": 0})
+        assert synthesize(value, tmp_path / "out", most_pictures=FIRST - 5).complete
+
+
+def test_a_batch_is_told_before_its_next_round(collection: Path, tmp_path: Path) -> None:
+    value = recipe(collection, "http://127.0.0.1:9/v1", tmp_path / "recipe.yaml")
+    out, batch, told = tmp_path / "out", tmp_path / "batch", []
+    synthesize_by_batch(value, out, exported=batch)
+    (file,) = batch.iterdir()
+    answers = tmp_path / "answers.jsonl"
+    with answers.open("w") as output:
+        for line in map(json.loads, file.read_text().splitlines()):
+            asked = Asked(0, "", line["body"], "", 0.0)
+            reply = only_reasoning_refused(asked)
+            body = json.loads(reply.body or completion(good_answer(asked)))
+            output.write(json.dumps({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}}))
+            output.write("\n")
+    result = synthesize_by_batch(value, out, Watch(on_line=told.append), imported=[answers], exported=batch)
+    (line,) = [line for line in told if "are refused" in line]
+    assert line.startswith(f"reasoning: of {PICTURES} samples with an answer {PICTURES} are refused, by the checks ")
+    assert line.endswith("; a next round would pay for the same: change the model or the prompt first")
+    assert result.statistics["kinds"]["reasoning"] == {"waiting": PICTURES}
+    assert result.statistics["findings"]["first"]["schema"] == PICTURES
+    assert len((batch / "batch-001.jsonl").read_text().splitlines()) == PICTURES  # exported all the same
+
+
+def outcome(number: int, state: State, kind: str = "detail", key: str | None = "key") -> Outcome:
+    task = Task(f"{number}#{kind}", kind, None, number, 0)  # type: ignore[arg-type]
+    findings = (Finding("schema", "no answer"),) if state == "quarantined" else ()
+    attempts = (Attempt("", "stop", Usage(1, 1), findings, key),) if state in ("made", "quarantined") else ()
+    return Outcome(task, state, attempts)
+
+
+def stopped(outcomes: Iterable[tuple[int, Outcome]], share: float | None = 0.9) -> bool:
+    counted = list(outcomes)
+    brake = Brake([one.task for _, one in sorted(counted, key=lambda one: one[0])], share)
+    return any(brake.count(index, one) for index, one in counted)
+
+
+def drawn(share: float, number: int, seed: int) -> list[tuple[int, Outcome]]:
+    rng = random.Random(seed)
+    return [(index, outcome(index, "quarantined" if rng.random() < share else "made")) for index in range(number)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+def test_a_teacher_that_is_refused_now_and_then_is_never_stopped(share: float) -> None:
+    assert not any(stopped(drawn(share, 2_000, seed)) for seed in range(20))
+
+
+def test_the_order_in_which_answers_come_does_not_matter() -> None:
+    verdicts = set()
+    for seed in range(40):
+        outcomes = drawn(0.88, 300, seed)
+        verdict = stopped(outcomes)
+        verdicts.add(verdict)
+        random.Random(seed).shuffle(outcomes)
+        assert stopped(outcomes) == verdict
+    assert verdicts == {True, False}  # the share is near enough to the threshold
+
+
+def test_a_slow_answer_does_not_hold_up_the_verdict() -> None:
+    assert stopped((index, outcome(index, "quarantined")) for index in range(5, FIRST))
+    assert not stopped((index, outcome(index, "quarantined")) for index in range(6, FIRST))
+
+
+def test_what_no_teacher_has_answered_is_not_judged() -> None:
+    unanswered = [(index, outcome(index, "unanswered" if index % 2 else "quarantined")) for index in range(2 * FIRST)]
+    assert not stopped(unanswered[:90])
+    assert stopped(unanswered)  # all that were answered
+    assert not stopped((index, outcome(index, "quarantined", key=None)) for index in range(4 * FIRST))  # by rules
+
+
+def test_kinds_are_judged_by_themselves() -> None:
+    good = [(index, outcome(index, "made")) for index in range(400)]
+    bad = [(400 + index, outcome(400 + index, "quarantined", "reasoning")) for index in range(FIRST)]
+    assert stopped(good + bad)
+    assert not stopped(good + bad[:40])
+
+
+@pytest.mark.parametrize("share", [0, 1.1, "often"])
+def test_a_share_that_is_none_is_refused(share: Any) -> None:
+    with pytest.raises(ValidationError):
+        Checks(stop_when_refused=share)
