@@ -92,6 +92,67 @@ def test_a_question_must_not_presuppose_what_is_absent() -> None:
     assert lost("Is it a dog or a cat?", "It is a cat.", known("a cat")) == set()
 
 
+@pytest.mark.parametrize(
+    ("there", "answer"),
+    [
+        ("an umbrella", "The umbrella protects people from the sun."),
+        ("a cat", "This spot is associated with food and play."),
+        ("a potted plant", "Such plants attract birds and other wildlife, and provide food for insects."),
+        ("a fire hydrant", "The walkway is kept clear for pedestrians and vehicles."),
+        ("a car", "The driver has parked it close to the curb."),
+        ("a couch", "The person is likely to come back soon."),
+        ("a train", "It adds a touch of human presence to the hills."),
+        ("a sandwich", "Several individual pieces lie around it."),
+    ],
+)
+def test_what_is_said_of_things_in_general_is_no_claim(there: str, answer: str) -> None:
+    assert lost("Why is that so?", answer, known(there)) == set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "claimed"),
+    [
+        ("People walk past the umbrella.", "people"),
+        ("It protects the people in the chairs.", "people"),
+        ("A driver is waving from the window.", "driver"),
+        ("The individual in the chair sleeps.", "individual"),
+        ("For the child, a bird is the best of it.", "child"),
+    ],
+)
+def test_what_is_said_to_be_there_is_a_claim(answer: str, claimed: str) -> None:
+    assert claimed in lost("What is here?", answer, known("an umbrella", "a chair"))
+
+
+def test_a_question_takes_its_subject_for_granted_whatever_might_be() -> None:
+    assert lost("What could the duck do next?", "It could fly away.", known("a pizza")) == {"duck"}
+    assert lost("What could a visitor with a dog do here?", "They could rest.", known("a bench")) == set()
+    assert lost("What would happen if the dog came back?", "It would bark.", known("a bench")) == set()
+
+
+@pytest.mark.parametrize(
+    ("caption", "answer"),
+    [
+        ("A bowl of soup and some bread.", "The food is served warm."),
+        ("Strawberries and lemons on a plate.", "The fruit looks ripe."),
+        ("A fox climbs a tree.", "The animal holds on."),
+        ("A tractor on a farm.", "The vehicle stands still."),
+        ("A tall bookcase.", "The furniture is made of wood."),
+        ("A couple of donuts.", "The food is sweet."),
+    ],
+)
+def test_a_wider_word_may_be_said_of_things_that_are_not_looked_up(caption: str, answer: str) -> None:
+    here = known(caption=caption)
+    assert lost("What is here?", answer, here) == set()
+    assert lost("What is here?", "Soup, a strawberry, a fox, a tractor, a bookcase.", here) == set()
+    assert lost("What is here?", "The people laugh, and a cat sleeps.", here) == {"people", "cat"}
+
+
+def test_the_collections_own_things_are_looked_up_whatever_the_table_says() -> None:
+    things = Vocabulary((), (Thing("a fox", ("animal",)), Thing("a wolf", ("animal",))))
+    here = known("a wolf", things=things)
+    assert lost("What is here?", "An animal, a wolf and a fox.", here) == {"fox"}
+
+
 def test_the_things_of_the_collection_are_known_as_well() -> None:
     things = Vocabulary((), (Thing("a violin", ("music",)), Thing("a red fox", ("animals",)), Thing("a watch", ("x",))))
     here = known("a dog", things=things)
@@ -157,7 +218,7 @@ def test_own_synonyms(tmp_path: Path) -> None:
     [
         ("dog puppy", "words.txt:1: expected `thing: words"),
         ("dog:\n\ndog: hound", "words.txt:3: 'dog' has a line already"),
-        ("dog: hound | pet", "words.txt:1: 'pet' behind the bar has no line"),
+        ("dog: hound | pet", "words.txt:1: the wider word 'pet' has no line"),
     ],
 )
 def test_a_wrong_line_of_synonyms_is_named(tmp_path: Path, text: str, problem: str) -> None:

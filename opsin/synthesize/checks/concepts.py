@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from opsin.synthesize.context import Vocabulary
 
 MAX_BYTES = 1_000_000
-NO_THINGS, NOT_BEFORE = "not things", "not before"
+NO_THINGS, NOT_BEFORE, KINDS_OF = "not things", "not before", "kinds of "
 
-_DETERMINERS = word_set(
+DETERMINERS = word_set(
     "a an the this that these those some any no another one two three four five six seven eight nine ten several many "
     "his her its their my your our each every both few of"
 )
@@ -45,6 +45,8 @@ class _Phrase:
     things: tuple[str, ...]
     """None for a phrase that names nothing."""
     unsure: bool = False
+    known_only: bool = False
+    """Whether it only tells what there is: nobody looks it up in an answer."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,13 @@ class Concepts:
                 continue
             end = at + len(phrase.words)
             after = said[end] if end < len(said) else ""
-            sure = after not in self.not_before and not (phrase.unsure and not _is_noun(said, at, after))
-            if phrase.things and (sure or not strict):
+            if phrase.things and (not strict or self._is_claim(phrase, said, at, after)):
                 yield Mention(phrase.things, at, end)
+
+    def _is_claim(self, phrase: _Phrase, said: tuple[str, ...], at: int, after: str) -> bool:
+        if phrase.known_only or after in self.not_before:
+            return False
+        return not phrase.unsure or _is_noun(said, at, after)
 
     def _longest(self, said: tuple[str, ...], at: int) -> _Phrase | None:
         for phrase in self.phrases[said[at]]:
@@ -85,7 +91,7 @@ class Concepts:
 
 def _is_noun(said: tuple[str, ...], at: int, after: str) -> bool:
     """Whether a word has its article, and nothing behind it that it could describe ("an orange cat")."""
-    determined = any(word in _DETERMINERS for word in said[max(0, at - 2) : at])
+    determined = any(word in DETERMINERS for word in said[max(0, at - 2) : at])
     return determined and (not after or after in _AFTER_NOUN or after.endswith(("ing", "ed")))
 
 
@@ -115,16 +121,16 @@ class _Same:
 def _concepts(same: _Same, synonyms: Path | None) -> Concepts:
     name = "synonyms.txt" if synonyms is None else str(synonyms)
     phrases, wider, not_before = _read(name, _text(synonyms))
-    known = {phrase.words for phrase in phrases}
+    looked_up = {phrase.words for phrase in phrases if not phrase.known_only}
     table = _table(phrases, wider, not_before)
     for thing in same.vocabulary.catalogue:
         said = noun(thing.name)
-        if not said or said in known:
+        if not said or said in looked_up:
             continue
         own = " ".join(said)
         # A single word may be a verb or an adjective as well ("a watch"); the hand-made table says which of its are.
         phrases += _forms(said, own, unsure=len(said) == 1)
-        known.add(said)
+        looked_up.add(said)
         around = (*said, "/", *(word for part in thing.category for word in words(part)))
         wider[own] = {name for mention in table.mentions(around, strict=False) for name in mention.things}
     return _table(phrases, wider, not_before)
@@ -133,7 +139,7 @@ def _concepts(same: _Same, synonyms: Path | None) -> Concepts:
 def noun(name: str) -> tuple[str, ...]:
     """The words of a noun phrase without its determiner."""
     said = words(name)
-    return said[1:] if said and said[0] in _DETERMINERS else said
+    return said[1:] if said and said[0] in DETERMINERS else said
 
 
 def _text(path: Path | None) -> str:
@@ -170,6 +176,10 @@ def _read(name: str, text: str) -> tuple[list[_Phrase], dict[str, set[str]], fro
             phrases += [_Phrase(words(phrase), ()) for phrase in _listed(same)]
         elif head == NOT_BEFORE:
             not_before = frozenset(_listed(same))
+        elif head.startswith(KINDS_OF):
+            thing = " ".join(words(head.removeprefix(KINDS_OF)))
+            needed[thing] = number
+            phrases += [kind for phrase in _listed(same) for kind in _forms(words(phrase), thing, known_only=True)]
         else:
             thing = " ".join(words(head))
             if thing in wider:
@@ -180,7 +190,7 @@ def _read(name: str, text: str) -> tuple[list[_Phrase], dict[str, set[str]], fro
                 phrases += _forms(words(phrase), thing, unsure=phrase.endswith("?"))
     lost = ((word, number) for word, number in needed.items() if word not in wider)
     problems += [
-        f"{name}:{number}: {word!r} behind the bar has no line of its own; add `{word}:`" for word, number in lost
+        f"{name}:{number}: the wider word {word!r} has no line of its own; add `{word}:`" for word, number in lost
     ]
     if problems:
         raise RecipeError(name, problems)
@@ -191,9 +201,9 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _forms(said: tuple[str, ...], thing: str, *, unsure: bool) -> list[_Phrase]:
+def _forms(said: tuple[str, ...], thing: str, *, unsure: bool = False, known_only: bool = False) -> list[_Phrase]:
     """A phrase and its regular plural."""
-    return [_Phrase(form, (thing,), unsure) for form in (said, (*said[:-1], _plural(said[-1])))]
+    return [_Phrase(form, (thing,), unsure, known_only) for form in (said, (*said[:-1], _plural(said[-1])))]
 
 
 def _plural(word: str) -> str:
@@ -204,10 +214,11 @@ def _plural(word: str) -> str:
 
 def _table(phrases: Sequence[_Phrase], wider: dict[str, set[str]], not_before: frozenset[str]) -> Concepts:
     joined: dict[tuple[str, ...], _Phrase] = {}
-    for phrase in phrases:
-        same = joined.get(phrase.words, phrase)
-        things = dict.fromkeys((*same.things, *phrase.things))
-        joined[phrase.words] = _Phrase(phrase.words, tuple(things), same.unsure or phrase.unsure)
+    for phrase in sorted(phrases, key=lambda phrase: phrase.known_only):
+        same = joined.setdefault(phrase.words, phrase)
+        if same.known_only == phrase.known_only:  # else it is looked up, and more than a kind of something
+            things = tuple(dict.fromkeys((*same.things, *phrase.things)))
+            joined[phrase.words] = replace(same, things=things, unsure=same.unsure or phrase.unsure)
     by_first: dict[str, list[_Phrase]] = defaultdict(list)
     for phrase in sorted(joined.values(), key=lambda phrase: -len(phrase.words)):
         by_first[phrase.words[0]].append(phrase)

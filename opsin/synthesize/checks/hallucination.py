@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.concepts import noun
+from opsin.synthesize.checks.concepts import DETERMINERS, noun
 from opsin.synthesize.checks.words import spoken, word_set, words
 from opsin.synthesize.english import NUMBERS
 from opsin.synthesize.outcome import Finding
@@ -38,10 +38,21 @@ _NOT_AFTER = re.compile(
     r"|(?:cannot|can't|can not|couldn't) (?:be )?see)|n't (?:visible|present|there|in|any|shown|seen)\b"
 )
 _MODALS = word_set("might may could would should")
-_SUPPOSED = _MODALS | word_set(
-    "if unless perhaps probably possibly maybe likely usually typically often generally "
-    "commonly sometimes potentially e.g imagine suppose"
+_CONDITIONS = word_set("if unless imagine suppose")
+_SUPPOSED = (
+    _MODALS
+    | _CONDITIONS
+    | word_set(
+        "perhaps probably possibly maybe likely usually typically often generally commonly sometimes potentially e.g"
+    )
 )
+_THOUGHT = re.compile(
+    r"(?:suggest|indicat|imply|implies|infer|help|allow|enabl|protect|provid|promot|support|encourag|prevent|hinder"
+    r"|ensur|attract|invit|cater|appeal|prefer|associat|benefit|contribut|rely|relies)\w{0,3}"
+)
+"""What a scene is good for, or a sign of: things without a determiner behind it are things in general ("an umbrella
+protects people from the sun")."""
+_ABOARD = word_set("driver drivers passenger passengers")
 _ALIKE = word_set("like unlike than resembling resembles resemble")
 _ALIKE_AS = word_set("such used serve serves serving served act acts acting same known doubles doubling")
 _TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compared", "to"), ("compared", "with"))
@@ -98,6 +109,8 @@ class Known:
         if any(thing in self.things for thing in mention.things):
             return True
         head = said[mention.end - 1]
+        if head in _ABOARD and "vehicle" in self.things:  # a parked car has its driver, whom nobody sees
+            return True
         return len(head) > 3 and any(word.endswith(head) and word != head for word in self.words)
 
     @cached_property
@@ -140,8 +153,8 @@ def hallucination(exchanges: Sequence[Exchange], known: Known) -> Iterator[Findi
     if not known.words:
         return
     for number, exchange in enumerate(exchanges, 1):
-        asked = _Claims(exchange.question, known)
-        answered = _Claims(exchange.answer, known)
+        asked = _Claims(exchange.question, known, asked=True)
+        answered = _Claims(exchange.answer, known, asked=False)
         denied = _DENIES.search(exchange.answer) is not None
         offered = _ASKS_WHETHER.search(exchange.question) is not None and " or " in exchange.question
         if asked.lost and not denied and not offered:
@@ -164,7 +177,7 @@ def _named(lost: dict[str, set[str]]) -> str:
 class _Claims:
     """The things of a text that are not there: `lost` are claimed, `aside` only compared with (and all they are)."""
 
-    def __init__(self, text: str, known: Known) -> None:
+    def __init__(self, text: str, known: Known, *, asked: bool) -> None:
         self.lost: dict[str, set[str]] = {}
         self.aside: set[str] = set()
         for clause in _CLAUSE.split(text):
@@ -176,7 +189,7 @@ class _Claims:
                     continue
                 if _is_compared(said, mention):
                     self.aside.update(*(known.table.sayable[thing] for thing in mention.things))
-                elif not _is_supposed(said, mention):
+                elif not _is_supposed(said, mention, asked=asked):
                     self.lost.setdefault(" ".join(said[mention.start : mention.end]), set()).update(mention.things)
 
     @property
@@ -195,14 +208,22 @@ def _is_denied(said: tuple[str, ...], mention: Mention, clause: str) -> bool:
     return _NOT_AFTER.search(clause.casefold(), clause.casefold().find(said[mention.end - 1])) is not None
 
 
-def _is_supposed(said: tuple[str, ...], mention: Mention) -> bool:
-    """Whether it is said of what may be, or of things in general ("for cars")."""
-    if any(word in _SUPPOSED for word in said[: mention.start]):
+def _is_supposed(said: tuple[str, ...], mention: Mention, *, asked: bool) -> bool:
+    """Whether it is said of what may be, or of things in general ("for people and cars")."""
+    before, after = said[: mention.start], said[mention.end :]
+    if asked and before[-1:] == ("the",):  # "what could the duck do?" takes the duck for granted
+        return not _CONDITIONS.isdisjoint(before)
+    if not _SUPPOSED.isdisjoint(before) or not _MODALS.isdisjoint(after[:2]) or not _SUPPOSED.isdisjoint(after[:3]):
         return True
-    if any(word in _MODALS for word in said[mention.end : mention.end + 2]):
+    if any(word in DETERMINERS for word in before[-2:]):
+        return False
+    if "for" in before[-3:] and _is_plural(said[mention.end - 1]):
         return True
-    before = said[mention.start - 1] if mention.start else ""
-    return before == "for" and said[mention.end - 1].endswith(("s", "people", "men", "women", "children"))
+    return any(_THOUGHT.fullmatch(word) for word in before[-6:])
+
+
+def _is_plural(word: str) -> bool:
+    return word.endswith(("s", "people", "men", "women", "children"))
 
 
 def _is_compared(said: tuple[str, ...], mention: Mention) -> bool:
