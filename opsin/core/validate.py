@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from opsin.core.errors import RecipeError
 from opsin.core.yaml_lines import Key, KeyPath, YamlDocument, dotted, read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -188,11 +189,20 @@ def _validated(model: type[Model], draft: _Draft, folder: Path | None) -> Model 
     try:
         return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
-        schema = model.model_json_schema()
-        for details in error.errors(include_url=False):
-            path = _data_path(data, details)
-            draft.refuse(*_explained(path, details, data, schema))
+        for path, problem in explained(error, data, model):
+            draft.refuse(path, problem)
         return None
+
+
+def explained(error: ValidationError, data: Any, model: type[BaseModel]) -> Iterator[tuple[KeyPath, str]]:
+    """Why a model refuses data: key paths, and what is wrong there; a misspelt key before the one that is missing."""
+    for details in sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden"):
+        yield _explained(_data_path(data, details), details, data, _schema(model))
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _data_path(data: Any, details: ErrorDetails) -> KeyPath:
@@ -229,6 +239,8 @@ def _explained(path: KeyPath, details: ErrorDetails, data: Any, schema: dict[str
         return path, str(context["error"])
     if kind == "too_short" and context["actual_length"] == 0:
         return path, "an empty list; it needs at least one item"
+    if kind == "too_long":
+        return path, f"expected at most {context['max_length']:,} items, got {_shown(given)}"
     family, _, rest = kind.partition("_")
     if family in _EXPECTED and rest in _WRONG_TYPE:
         return path, f"expected {_EXPECTED[family]}, got {_shown(given)}"
@@ -266,7 +278,7 @@ def _alternatives(schema: dict[str, Any], node: dict[str, Any], data: Any) -> li
     if node.get("type") == "array" and isinstance(data, dict) and "items" in node:  # one that stands for a list of one
         return _alternatives(schema, node["items"], data)
     mapping = node.get("discriminator", {}).get("mapping", {})
-    if isinstance(data, dict) and data.get("kind") in mapping:
+    if isinstance(data, dict) and isinstance(data.get("kind"), str) and data["kind"] in mapping:
         return _alternatives(schema, {"$ref": mapping[data["kind"]]}, data)
     options = [*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("allOf", ())]
     return [found for option in options for found in _alternatives(schema, option, data)] or [node]

@@ -139,11 +139,17 @@ def test_unions_by_kind(connector: str, problem: str) -> None:
     assert problems_of(f"connector: {connector}\nstages: []\n") == [f"recipe.yaml:1: {problem}"]
 
 
+def test_a_kind_that_is_no_text_where_none_belongs() -> None:
+    assert problems_of("stages: []\nkind: {}\n") == [
+        "recipe.yaml:2: kind: unknown key; known: connector, learning_rates, stages"
+    ]
+
+
 def test_keys_below_free_names() -> None:
     text = "stages: []\nlearning_rates:\n  vit: {lr: 1}\n  llm: {rl: 1}\n"
     assert problems_of(text) == [
-        "recipe.yaml:4: learning_rates.llm.lr: missing; this key is required",
         "recipe.yaml:4: learning_rates.llm.rl: unknown key; known: lr",
+        "recipe.yaml:4: learning_rates.llm.lr: missing; this key is required",
     ]
 
 

@@ -61,11 +61,19 @@ def test_pictures(media: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", "Invalid JSON"),
-        ("[1]", "Input should be an object"),
-        ({"captions": ["A."]}, "image: Field required"),
-        ({"image": "a.png", "boxes": []}, "boxes: Extra inputs are not permitted"),
-        ({"image": "a.png", "captions": [3]}, "captions.0: Input should be a valid string"),
+        ("{", "not JSON (EOF while parsing an object at character 1); write one object, {...}, on each line"),
+        ("a.png: A dog.", "not JSON (expected value at character 1); write one object, {...}, on each line"),
+        ('{"image": "a.png",}', "not JSON (trailing comma at character 19); write one object, {...}, on each line"),
+        ("[1]", "expected a mapping, got a list of 1"),
+        ({"captions": ["A."]}, "image: missing; this key is required"),
+        ({"imgae": "a.png"}, "imgae: unknown key; did you mean 'image'? (and 1 more)"),
+        ({"image": "a.png", "boxes": []}, "boxes: unknown key; known: captions, id, image, objects, size, text"),
+        (
+            {"image": "a.png", "objects": [{"name": "dog", "bbox": []}]},
+            "objects.0.bbox: unknown key; did you mean 'box'?",
+        ),
+        ({"image": "a.png", "captions": "A dog."}, "captions: expected a list, got 'A dog.'"),
+        ({"image": "a.png", "captions": [3]}, "captions.0: expected a text, got 3"),
         ({"image": "a.png", "captions": ["a\x00b"]}, "caption 1 is empty or has control characters"),
         ({"image": "a.png", "captions": [" "]}, "caption 1 is empty"),
         ({"image": "none.png"}, "no such file"),
@@ -74,11 +82,16 @@ def test_pictures(media: Path, tmp_path: Path) -> None:
         ({"image": "http://example.org/a.png"}, "a URL"),
         ({"image": "a.png", "objects": [{"name": "dog", "box": [0, 0, 4, 3]}]}, "not within 0..1"),
         ({"image": "a.png", "objects": [{"name": "dog", "box": [0.5, 0, 0.4, 1]}]}, "has no area"),
-        ({"image": "a.png", "objects": [{"name": "dog", "box": [0, 0, 1]}]}, "at least 4 items"),
+        (
+            {"image": "a.png", "objects": [{"name": "dog", "box": [0, 0, 1]}]},
+            "objects.0.box: expected [x1, y1, x2, y2], got a list of 3",
+        ),
         ({"image": "a.png", "objects": [{"name": "d" * 81}]}, "1 to 80 characters"),
         ({"image": "a.png", "size": [0, 4]}, "is no width and height"),
+        ({"image": "a.png", "size": [8]}, "size: expected [width, height], got a list of 1"),
+        ({"image": "a.png", "size": "8x6"}, "size: expected a list, got '8x6'"),
         ({"image": "a.png", "text": "a\x1bb"}, "the text has control characters"),
-        ({"image": "a.png", "captions": ["A dog."] * 101}, "at most 100 items"),
+        ({"image": "a.png", "captions": ["A dog."] * 101}, "captions: expected at most 100 items, got a list of 101"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(row: Any, said: str, media: Path, tmp_path: Path) -> None:
@@ -119,7 +132,11 @@ def test_videos(media: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"video": "clip.mp4", "frames": []}, "at least 1 item"),
+        ({"video": "clip.mp4", "frames": []}, "frames: an empty list; it needs at least one item"),
+        (
+            {"video": "clip.mp4", "frames": [{"tiem": 1, "captions": ["A."]}]},
+            "frames.0.tiem: unknown key; did you mean 'time'?",
+        ),
         ({"video": "clip.mp4", "frames": [{"time": -1, "captions": ["A."]}]}, "greater than or equal to 0"),
         ({"video": "clip.mp4", "frames": [{"time": 1}]}, "nothing is known of the frame at 1 seconds"),
         ({"video": "clip.mp4", "frames": [{"time": 1, "captions": ["A."]}] * 2}, "not in the order of their times"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from opsin.core.paths import ExistingFile, ExistingFolder
 from opsin.data.media_paths import MediaRoot
@@ -30,8 +30,13 @@ class Described(LineBase):
     """A thing: what it is called, where it is, and the group that it belongs to."""
 
     name: str
-    box: list[FiniteFloat] | None = Field(None, min_length=4, max_length=4)
+    box: list[FiniteFloat] | None = None
     category: str | list[str] | None = None
+
+    @field_validator("box")
+    @classmethod
+    def _corners(cls, box: list[float] | None) -> list[float] | None:
+        return _so_many(box, "[x1, y1, x2, y2]")
 
 
 class AnnotatedLine(LineBase):
@@ -39,8 +44,13 @@ class AnnotatedLine(LineBase):
 
     captions: list[str] = Field([], max_length=100)
     objects: list[Described] = Field([], max_length=1000)
-    size: list[FiniteFloat] | None = Field(None, min_length=2, max_length=2)
+    size: list[FiniteFloat] | None = None
     """Width and height in pixels, if boxes are in pixels; without it they are shares of the picture."""
+
+    @field_validator("size")
+    @classmethod
+    def _sides(cls, size: list[float] | None) -> list[float] | None:
+        return _so_many(size, "[width, height]")
 
     @model_validator(mode="after")
     def _boxes(self) -> AnnotatedLine:
@@ -89,6 +99,12 @@ class Jsonl(SourceBase):
             elif isinstance(context, Context):
                 subjects.append(Subject(identity, (line.image,), (context,), self.image_root, where))
         return gathered(self.image_root, subjects, self.groups, problems)
+
+
+def _so_many(numbers: list[float] | None, form: str) -> list[float] | None:
+    if numbers is not None and len(numbers) != form.count(",") + 1:
+        raise ValueError(f"expected {form}, got a list of {len(numbers)}")
+    return numbers
 
 
 def context_of(line: AnnotatedLine, exhaustive: Exhaustive, text: str = "") -> Context | str:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from opsin.core.errors import DataError
+from opsin.core.validate import explained
+from opsin.core.yaml_lines import dotted
 
 MOST_LINE_BYTES = 1_000_000
 
@@ -37,10 +40,11 @@ def read_lines(path: Path, model: type[Line], problems: list[str]) -> Iterator[t
                     problems.append(f"{where}: more than {MOST_LINE_BYTES:,} bytes in one line")
                     _skip_to_end(file)
                 elif line.strip():
+                    line = line.removeprefix(b"\xef\xbb\xbf")
                     try:
-                        yield where, model.model_validate_json(line.removeprefix(b"\xef\xbb\xbf"))
+                        yield where, model.model_validate_json(line)
                     except ValidationError as error:
-                        problems.append(f"{where}: {_told(error)}")
+                        problems.append(f"{where}: {_told(error, line, model)}")
     except OSError as error:
         raise DataError([f"{path}: cannot be read: {error.strerror}"]) from error
 
@@ -50,9 +54,12 @@ def _skip_to_end(file: object) -> None:
         pass
 
 
-def _told(error: ValidationError) -> str:
+def _told(error: ValidationError, line: bytes, model: type[BaseModel]) -> str:
     """The first thing that is wrong, and how many more there are."""
-    first, *more = error.errors(include_url=False, include_input=False)
-    place = ".".join(str(part) for part in first["loc"])
-    rest = f" (and {len(more)} more)" if more else ""
-    return f"{place + ': ' if place else ''}{first['msg']}{rest}"
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        reason = first["ctx"]["error"].replace("line 1 column", "character")
+        return f"not JSON ({reason}); write one object, {{...}}, on each line"
+    path, problem = next(explained(error, from_json(line), model))
+    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{dotted(path) + ': ' if path else ''}{problem}{rest}"
