@@ -113,7 +113,11 @@ def _refuse_twins(subjects: Sequence[Subject]) -> None:
         if first is not subject:
             problems.append(f"{subject.where}: the id {subject.id!r} is also that of {first.where}")
     if problems:
-        raise DataError(problems, "samples are known by their pictures' ids; make them unique, or list a picture once")
+        raise DataError(
+            problems,
+            "samples are known by their pictures' ids, which are paths without their endings where no `id` is given; "
+            "list each picture once, or give those of one name an `id` (JSON Lines) or another name (COCO)",
+        )
 
 
 def _is_held_out(subject: Subject, recipe: Synthesis) -> bool:

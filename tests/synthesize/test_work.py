@@ -83,6 +83,18 @@ def test_the_same_id_twice_is_refused_with_both_places(tmp_path: Path) -> None:
         plan(recipe(described(tmp_path, "a", lines)), tmp_path / "out")
 
 
+def test_ids_that_come_from_file_names_are_explained_and_many_are_counted(tmp_path: Path) -> None:
+    lines = [{"image": f"{n}.{end}", "captions": ["A."]} for end in ("png", "jpg") for n in range(30)]
+    with pytest.raises(DataError) as caught:
+        plan(recipe(described(tmp_path, "a", lines)), tmp_path / "out")
+    head, first, *_, more, advice = str(caught.value).splitlines()
+    path = tmp_path / "a.jsonl"
+    assert head == "30 problems in the data"
+    assert first == f"{path}:31: the id '0' is also that of {path}:1"
+    assert more.startswith("... and 10 more of this kind: ")
+    assert "paths without their endings where no `id` is given; list each picture once" in advice
+
+
 def test_only_the_first_pictures_for_a_trial(tmp_path: Path) -> None:
     lines = [{"image": f"{n}.png", "captions": ["A dog."]} for n in range(9)]
     work = plan(recipe(described(tmp_path, "a", lines)), tmp_path / "out", most_pictures=4)
