@@ -28,6 +28,8 @@ INCOMPLETE = 3
 """Exit code of a run that ended before every task had its outcome: the same command goes on."""
 BAR_SECONDS = 0.2
 PLAIN_SECONDS = 10.0
+SPEED_SECONDS = 300.0
+"""The tasks that the time left is reckoned from: those of so many seconds."""
 """Between two lines where there is no terminal to draw a bar on."""
 
 
@@ -131,6 +133,7 @@ def _watching(console: Console) -> Iterator[Watch]:
         console=console,
         transient=True,
         disable=not console.is_terminal,
+        speed_estimate_period=SPEED_SECONDS,
     )
     task = bar.add_task("asking", total=None, visible=False, told="")
     told = time.monotonic()
@@ -145,11 +148,19 @@ def _watching(console: Console) -> Iterator[Watch]:
         told = time.monotonic()
         bar.update(task, completed=done, total=tasks, visible=True, told=printable(_told(numbers)))
         if not console.is_terminal:
-            left = f", about {(tasks - done) / numbers.per_second / 60:,.0f} min left" if numbers.per_second else ""
-            line(f"{done:,} of {tasks:,}{left}  {_told(numbers)}")
+            line(f"{done:,} of {tasks:,}{_left(done, tasks, numbers)}  {_told(numbers)}")
 
     with bar:
         yield Watch(on_line=line, on_facts=facts)
+
+
+def _left(done: int, tasks: int, numbers: Facts) -> str:
+    from opsin.report.words import duration
+
+    if not numbers.answered:
+        return ""
+    answers_a_task = (numbers.answered + numbers.from_ledger) / done  # repairs and refusals take several
+    return f", about {duration((tasks - done) * answers_a_task / numbers.per_second)} left"
 
 
 def _told(numbers: Facts) -> str:

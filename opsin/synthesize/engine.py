@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from opsin.synthesize.budget import Budget
 from opsin.synthesize.estimate import expected, most_of
 from opsin.synthesize.ledger import Ledger, kept
 from opsin.synthesize.limits import Pace
+from opsin.synthesize.rate import Rate
 from opsin.synthesize.request import Answer, Request, Usage
 from opsin.synthesize.retry import FIRST_WAIT_SECONDS, AttemptError, Backoff, Then
 from opsin.synthesize.teacher_values import misfits
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from opsin.synthesize.endpoint import Endpoint
     from opsin.synthesize.teacher_values import Limits
 
-RATE_SECONDS = 30.0
 UNREACHED_IN_A_ROW = 25
 """Requests given up one after another, after all their retries, that show that the endpoint is down."""
 HOPELESS = 3
@@ -58,7 +57,7 @@ class Facts:
     paused_for: float
     """Seconds that the endpoint has asked to wait."""
     per_second: float
-    """Answers, over the last half minute."""
+    """Answers, lately."""
     used: Usage
     spent: Usage
     """By all runs of this directory; with what was put aside for requests whose answers were lost."""
@@ -96,7 +95,7 @@ class Engine:
         self._given_up = 0
         self._begun = replace(totals)
         self._from_ledger = self._in_flight = self._waiting = 0
-        self._times: deque[float] = deque()
+        self._rate = Rate(time.monotonic())
         self._problem = ""
 
     async def __aenter__(self) -> Engine:
@@ -193,7 +192,7 @@ class Engine:
                 self._budget.take_back(most)
         if isinstance(came, AttemptError):
             raise came
-        self._times.append(time.monotonic())
+        self._rate.add(time.monotonic())
         return came
 
     async def _exchange(
@@ -274,10 +273,6 @@ class Engine:
 
     def facts(self) -> Facts:
         """Where it stands now."""
-        now = time.monotonic()
-        while self._times and self._times[0] < now - RATE_SECONDS:
-            self._times.popleft()
-        since = max(now - self._times[0], 1.0) if self._times else 1.0
         totals, begun = self._ledger.totals, self._begun
         return Facts(
             sent=totals.requests - begun.requests,
@@ -287,7 +282,7 @@ class Engine:
             in_flight=self._in_flight,
             waiting=self._pace.waiting + self._waiting,
             paused_for=self._pace.paused_for,
-            per_second=len(self._times) / since,
+            per_second=self._rate.per_second(time.monotonic()),
             used=Usage(
                 totals.spent.prompt_tokens - begun.spent.prompt_tokens,
                 totals.spent.answer_tokens - begun.spent.answer_tokens,
