@@ -164,7 +164,9 @@ def _left(done: int, tasks: int, numbers: Facts) -> str:
 
 
 def _told(numbers: Facts) -> str:
-    parts = [f"{numbers.per_second:,.1f}/s", f"{numbers.used.tokens:,} tokens"]
+    rate = numbers.per_second
+    speed = f"{rate:,.1f} answers/s" if rate >= 1 else f"{60 * rate:,.1f} answers/min"
+    parts = [speed, f"{numbers.used.tokens:,} tokens"]
     if numbers.spent.cost:
         parts.append(f"cost {numbers.spent.cost:,.4f}")
     if numbers.from_ledger:

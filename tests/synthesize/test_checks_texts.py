@@ -196,6 +196,8 @@ def test_length_in_words() -> None:
 
 def test_repetition() -> None:
     assert "repetition" in answered("The dog is on the couch. " * 4)
+    twice = "A meter stands in front of a car. A black car is at the curb. A meter stands in front of a car."
+    assert "repetition" in answered(twice)
     assert "repetition" in answered("A dog and " + "a couch and a dog and " * 8)
     assert "repetition" in answered("狗在沙发上，" * 8, language="zh")
     assert "repetition" in answered("A dog" + "!" * 30)
@@ -205,6 +207,44 @@ def test_repetition() -> None:
     )
     things = [f"a {colour} triangle is at the {place}" for colour, place in zip(COLOURS, PLACES, strict=True)]
     assert "repetition" not in answered(f"There are five things here. {', '.join(things)}.")
+
+
+GIRAFFE = Context(
+    (
+        "A giraffe's head is pictured in this clear, colorful photo.",
+        "A giraffe is standing tall in the middle of several bright green trees",
+        "the close up head shot of a giraffe",
+        "this is a giraffe chewing on some leaves",
+    ),
+    (Thing("a giraffe", ("animal", "giraffe")),),
+    "categories",
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(GIRAFFE.captions),
+        "A giraffe is standing tall in the middle of bright green trees. The close up head shot of a giraffe. "
+        "This is a giraffe chewing on some leaves. It looks calm.",
+    ],
+)
+def test_captions_in_a_row_are_no_description(text: str) -> None:
+    assert "echo" in answered(text, context=GIRAFFE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This is a giraffe chewing on some leaves.",
+        "This is a giraffe chewing on some leaves. Several bright green trees are around it. Its head is near.",
+        "The head of a giraffe is seen from near, chewing leaves. Behind it are green trees. The light is bright. "
+        "This is a giraffe chewing on some leaves. A giraffe is standing tall in the middle of several green trees. "
+        "It looks calm. Its ears point to the sides.",
+    ],
+)
+def test_a_caption_may_be_a_part_of_a_description(text: str) -> None:
+    assert "echo" not in answered(text, context=GIRAFFE)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from opsin.synthesize.checks.concepts import concepts
 from opsin.synthesize.checks.control import control
 from opsin.synthesize.checks.coordinates import coordinates
 from opsin.synthesize.checks.disclosure import disclosure
+from opsin.synthesize.checks.echo import echo
 from opsin.synthesize.checks.form import form
 from opsin.synthesize.checks.hallucination import Known, count, hallucination
 from opsin.synthesize.checks.injection import injection
@@ -107,6 +108,8 @@ def _findings(
     known = Known(contexts, concepts(vocabulary, options.synonyms))
     documents = any(context.text for context in contexts)
     yield from disclosure(exchanges, known.words, documents=documents, grounded=expected.grounded)
+    if expected.grounded:
+        yield from echo(exchanges, contexts)
     if expected.free_of_positions:
         yield from coordinates(exchanges, " ".join(text for one in contexts for text in (*one.captions, one.text)))
     if is_looked_up(expected, options):

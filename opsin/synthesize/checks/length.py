@@ -18,12 +18,10 @@ LENGTH = "length"
 REPETITION = "repetition"
 
 _RUN = 4
-"""Words of a run that is looked for again."""
+"""Words of a run that is looked for again, and the fewest of a sentence that must not be there twice."""
 _FEWEST_WORDS = 16
 _LOOP = 0.4
 """Share of runs that were there before, from which a text is a loop; of a list ("there is a ...") it is about 0.25."""
-_MOST_SENTENCES = 2
-"""How often a sentence of at least four words may be there."""
 _SAME_CHARACTER = re.compile(r"([^\s\d.=_*-])\1{19,}")
 
 
@@ -52,7 +50,7 @@ def _again(text: str) -> str:
         return ""
     normal = Counter(" ".join(words(sentence)) for sentence in sentences(text))
     sentence, count = normal.most_common(1)[0]
-    if count > _MOST_SENTENCES and sentence.count(" ") >= _RUN - 1:
+    if count > 1 and sentence.count(" ") >= _RUN - 1:
         return sentence
     runs = Counter(zip(said, said[1:], said[2:], said[3:], strict=False))
     again = 1 - len(runs) / runs.total()
