@@ -65,11 +65,12 @@ class PictureSet(StrEnum):
 
 
 def main() -> None:
-    """Entry point. Whoever presses Ctrl-C again while the command ends leaves at once, without a traceback."""
+    """Entry point. Ctrl-C while the command ends leaves at once, without a traceback."""
     try:
         app()
     finally:
-        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
 
 
 @contextmanager

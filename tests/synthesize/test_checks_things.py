@@ -101,6 +101,9 @@ def test_a_question_must_not_presuppose_what_is_absent() -> None:
         ("a fire hydrant", "The walkway is kept clear for pedestrians and vehicles."),
         ("a car", "The driver has parked it close to the curb."),
         ("a couch", "The person is likely to come back soon."),
+        ("a train", "Travelers can read a book, or work on a laptop."),
+        ("a pizza", "It is a popular choice for friends, couples and families."),
+        ("a tree", "It supports insects, birds, and other wildlife, promoting biodiversity."),
         ("a train", "It adds a touch of human presence to the hills."),
         ("a sandwich", "Several individual pieces lie around it."),
     ],
@@ -117,13 +120,43 @@ def test_what_is_said_of_things_in_general_is_no_claim(there: str, answer: str) 
         ("A driver is waving from the window.", "driver"),
         ("The individual in the chair sleeps.", "individual"),
         ("For the child, a bird is the best of it.", "child"),
+        ("A dog, probably a labrador, lies on the rug.", "dog"),
+        ("A bus, perhaps a school bus, drives past.", "bus"),
+        ("Books usually read by the family lie on the chair.", "books"),
+        ("Other individuals are waiting; numerous individuals stand there.", "individuals"),
+        ("The shade helps pedestrians who are crossing.", "pedestrians"),
+        ("The umbrella invites people, dogs and cats sleeping on it.", "cats"),
+        ("Visitors can see a dog under the umbrella.", "dog"),
     ],
 )
 def test_what_is_said_to_be_there_is_a_claim(answer: str, claimed: str) -> None:
     assert claimed in lost("What is here?", answer, known("an umbrella", "a chair"))
 
 
+@pytest.mark.parametrize("answer", ["The driver is leaning out.", "Passengers are boarding.", "A passenger waving."])
+def test_who_is_aboard_goes_without_saying_but_not_what_they_do(answer: str) -> None:
+    assert lost("What is here?", "The driver has parked it; the passengers have left.", known("a bus")) == set()
+    assert lost("What is here?", answer, known("a bus"))
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A queen size bed with a santa hat on it.",
+        "A king sized bed in a guest bedroom.",
+        "A team jersey, a cowboy hat and a nurse uniform.",
+        "A kitchen with a butcher block counter.",
+    ],
+)
+def test_a_word_that_only_says_which_sort_makes_nobody(caption: str) -> None:
+    assert lost("What is here?", "A man lies on the floor.", known(caption=caption)) == {"man"}
+    assert lost("What is here?", "A person waits.", known(caption="A nurse waits by a clown.")) == set()
+
+
 def test_a_question_takes_its_subject_for_granted_whatever_might_be() -> None:
+    for person in ("person who lives here", "family", "people in the house"):
+        assert lost(f"What could the {person} do here?", "They could rest.", known("a couch")) == set()
+    assert lost("What is the family doing?", "They rest.", known("a couch")) == {"family"}
     assert lost("What could the duck do next?", "It could fly away.", known("a pizza")) == {"duck"}
     assert lost("What could a visitor with a dog do here?", "They could rest.", known("a bench")) == set()
     assert lost("What would happen if the dog came back?", "It would bark.", known("a bench")) == set()

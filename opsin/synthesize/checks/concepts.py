@@ -22,7 +22,7 @@ NO_THINGS, NOT_BEFORE, KINDS_OF = "not things", "not before", "kinds of "
 
 DETERMINERS = word_set(
     "a an the this that these those some any no another one two three four five six seven eight nine ten several many "
-    "his her its their my your our each every both few of"
+    "his her its their my your our each every both few of other numerous multiple various"
 )
 _AFTER_NOUN = word_set(
     "is are was were has have had and or but on in at by with of to from near next beside behind under above over "
@@ -73,13 +73,15 @@ class Concepts:
                 continue
             end = at + len(phrase.words)
             after = said[end] if end < len(said) else ""
-            if phrase.things and (not strict or self._is_claim(phrase, said, at, after)):
+            if phrase.things and self._counts(phrase, said, at, after, strict=strict):
                 yield Mention(phrase.things, at, end)
 
-    def _is_claim(self, phrase: _Phrase, said: tuple[str, ...], at: int, after: str) -> bool:
-        if phrase.known_only or after in self.not_before:
-            return False
-        return not phrase.unsure or _is_noun(said, at, after)
+    def _counts(self, phrase: _Phrase, said: tuple[str, ...], at: int, after: str, *, strict: bool) -> bool:
+        if phrase.known_only:  # a nurse is a person, a nurse uniform is none; but a nurse waits
+            return not strict and after not in self.not_before and (_may_follow_noun(after) or after.endswith("s"))
+        if not strict:
+            return True
+        return after not in self.not_before and not (phrase.unsure and not _is_noun(said, at, after))
 
     def _longest(self, said: tuple[str, ...], at: int) -> _Phrase | None:
         for phrase in self.phrases[said[at]]:
@@ -92,7 +94,11 @@ class Concepts:
 def _is_noun(said: tuple[str, ...], at: int, after: str) -> bool:
     """Whether a word has its article, and nothing behind it that it could describe ("an orange cat")."""
     determined = any(word in DETERMINERS for word in said[max(0, at - 2) : at])
-    return determined and (not after or after in _AFTER_NOUN or after.endswith(("ing", "ed")))
+    return determined and _may_follow_noun(after)
+
+
+def _may_follow_noun(word: str) -> bool:
+    return not word or word in _AFTER_NOUN or word.endswith(("ing", "ed"))
 
 
 def concepts(vocabulary: Vocabulary, synonyms: Path | None) -> Concepts:
@@ -218,7 +224,7 @@ def _table(phrases: Sequence[_Phrase], wider: dict[str, set[str]], not_before: f
         same = joined.setdefault(phrase.words, phrase)
         if same.known_only == phrase.known_only:  # else it is looked up, and more than a kind of something
             things = tuple(dict.fromkeys((*same.things, *phrase.things)))
-            joined[phrase.words] = replace(same, things=things, unsure=same.unsure or phrase.unsure)
+            joined[phrase.words] = replace(same, things=things, unsure=same.unsure and phrase.unsure)
     by_first: dict[str, list[_Phrase]] = defaultdict(list)
     for phrase in sorted(joined.values(), key=lambda phrase: -len(phrase.words)):
         by_first[phrase.words[0]].append(phrase)

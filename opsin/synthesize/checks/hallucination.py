@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.concepts import DETERMINERS, noun
-from opsin.synthesize.checks.words import spoken, word_set, words
+from opsin.synthesize.checks.claims import is_aboard, is_compared, is_denied, is_supposed
+from opsin.synthesize.checks.concepts import noun
+from opsin.synthesize.checks.words import spoken, words
 from opsin.synthesize.english import NUMBERS
 from opsin.synthesize.outcome import Finding
 
@@ -32,31 +32,6 @@ _CLAUSE = re.compile(
     r"|,\s*(?:and|so|yet)\s+(?=there\b|it\b|they\b|he\b|she\b|the\b|an?\b)|^\W*(?:yes|no|nope|yeah)\b\s*,",
     re.IGNORECASE,
 )
-_NOTS = word_set("no not never without neither nor none nothing cannot lacks lack lacking absence")
-_NOT_AFTER = re.compile(
-    r"\b(?:absent|missing|nowhere|not (?:visible|present|there|in|shown|seen|part|among|any)"
-    r"|(?:cannot|can't|can not|couldn't) (?:be )?see)|n't (?:visible|present|there|in|any|shown|seen)\b"
-)
-_MODALS = word_set("might may could would should")
-_CONDITIONS = word_set("if unless imagine suppose")
-_SUPPOSED = (
-    _MODALS
-    | _CONDITIONS
-    | word_set(
-        "perhaps probably possibly maybe likely usually typically often generally commonly sometimes potentially e.g"
-    )
-)
-_THOUGHT = re.compile(
-    r"(?:suggest|indicat|imply|implies|infer|help|allow|enabl|protect|provid|promot|support|encourag|prevent|hinder"
-    r"|ensur|attract|invit|cater|appeal|prefer|associat|benefit|contribut|rely|relies)\w{0,3}"
-)
-"""What a scene is good for, or a sign of: things without a determiner behind it are things in general ("an umbrella
-protects people from the sun")."""
-_ABOARD = word_set("driver drivers passenger passengers")
-_ALIKE = word_set("like unlike than resembling resembles resemble")
-_ALIKE_AS = word_set("such used serve serves serving served act acts acting same known doubles doubling")
-_TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compared", "to"), ("compared", "with"))
-
 _ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
 _ASKS_IF_THERE = re.compile(
     r"(?i)^\W*(?:is|are) there (?:an?|any|some) [\w'-]+(?: [\w'-]+)?(?: (?:visible )?in (?:the|this) \w+)?\?\W*$"
@@ -109,7 +84,7 @@ class Known:
         if any(thing in self.things for thing in mention.things):
             return True
         head = said[mention.end - 1]
-        if head in _ABOARD and "vehicle" in self.things:  # a parked car has its driver, whom nobody sees
+        if is_aboard(said, mention) and "vehicle" in self.things:  # a parked car has its driver, whom nobody sees
             return True
         return len(head) > 3 and any(word.endswith(head) and word != head for word in self.words)
 
@@ -185,54 +160,16 @@ class _Claims:
                 continue
             said = spoken(clause)
             for mention in known.table.mentions(said, strict=True):
-                if known.has(mention, said) or _is_denied(said, mention, clause):
+                if known.has(mention, said) or is_denied(said, mention, clause):
                     continue
-                if _is_compared(said, mention):
+                if is_compared(said, mention):
                     self.aside.update(*(known.table.sayable[thing] for thing in mention.things))
-                elif not _is_supposed(said, mention, asked=asked):
+                elif not is_supposed(said, mention, asked=asked):
                     self.lost.setdefault(" ".join(said[mention.start : mention.end]), set()).update(mention.things)
 
     @property
     def all_lost(self) -> set[str]:
         return set().union(*self.lost.values())
-
-
-def _is_denied(said: tuple[str, ...], mention: Mention, clause: str) -> bool:
-    for at, word in enumerate(said[: mention.start]):
-        if word in _NOTS or word.endswith("n't"):
-            following = said[at + 1] if at + 1 < len(said) else ""
-            if following not in ("only", "just", "doubt", "more"):
-                return True
-        if word in ("instead", "free", "rather", "devoid", "empty") and said[at + 1 : at + 2] in (("of",), ("than",)):
-            return True
-    return _NOT_AFTER.search(clause.casefold(), clause.casefold().find(said[mention.end - 1])) is not None
-
-
-def _is_supposed(said: tuple[str, ...], mention: Mention, *, asked: bool) -> bool:
-    """Whether it is said of what may be, or of things in general ("for people and cars")."""
-    before, after = said[: mention.start], said[mention.end :]
-    if asked and before[-1:] == ("the",):  # "what could the duck do?" takes the duck for granted
-        return not _CONDITIONS.isdisjoint(before)
-    if not _SUPPOSED.isdisjoint(before) or not _MODALS.isdisjoint(after[:2]) or not _SUPPOSED.isdisjoint(after[:3]):
-        return True
-    if any(word in DETERMINERS for word in before[-2:]):
-        return False
-    if "for" in before[-3:] and _is_plural(said[mention.end - 1]):
-        return True
-    return any(_THOUGHT.fullmatch(word) for word in before[-6:])
-
-
-def _is_plural(word: str) -> bool:
-    return word.endswith(("s", "people", "men", "women", "children"))
-
-
-def _is_compared(said: tuple[str, ...], mention: Mention) -> bool:
-    before = said[max(0, mention.start - 4) : mention.start]
-    if any(word in _ALIKE for word in before):
-        return True
-    if before.count("as") > 1:  # as comfortable as a bed
-        return True
-    return any(pair in _TOGETHER or (pair[1] == "as" and pair[0] in _ALIKE_AS) for pair in pairwise(before))
 
 
 def count(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
