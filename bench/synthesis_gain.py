@@ -14,8 +14,9 @@ Pictures are permuted, not answers, so that every conversation stays whole: a st
 teach a wrong form, where only the picture is to be wrong.
 
 Every model answers the same held-out questions, as they are taught and in other words. Beside the share of right
-answers stands the share of answers "in form": those that are the truth of some question of that task. `--tiny` draws
-pictures and starts from random weights, so it needs no download; its numbers only show that the script works.
+answers stand those "in form", which are the truth of some question of that task, and those "right at first", up to
+their first comma or full stop ("No. It is a flower"). `--tiny` draws pictures and starts from random weights, so it
+needs no download; its numbers only show that the script works.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ import opsin
 from bench.reworded import REWORDINGS, refuse_taught, reworded
 from opsin.core.files import write_json, write_text
 from opsin.evaluate.heldout import evaluate
-from opsin.evaluate.metrics import normalised
+from opsin.evaluate.metrics import matches, normalised
 from opsin.quickstart.assets import fetch_all
 from opsin.quickstart.dataset import TINY, DatasetSize, build, build_drawn
 from opsin.quickstart.tiny import write_tiny_backbones
@@ -139,7 +141,8 @@ def scores(run: Path, questions: Path, images: Path) -> dict[str, float]:
     write_json(run / f"answers-{questions.stem}.json", found.as_dict())
     values = {f"{score.task} {score.metric}": score.value for score in found.scores}
     for task in dict.fromkeys(score.task for score in found.scores if score.metric == "accuracy"):
-        values[f"{task} in form"] = in_form([told for told in found.predictions if told.task == task])
+        told = [prediction for prediction in found.predictions if prediction.task == task]
+        values |= {f"{task} in form": in_form(told), f"{task} right at first": right_at_first(told)}
     return {name: round(value, 3) for name, value in values.items()}
 
 
@@ -147,6 +150,11 @@ def in_form(told: Sequence[Prediction]) -> float:
     """The share of answers that are the truth of some of the questions, whichever."""
     truths = {normalised(prediction.truth) for prediction in told}
     return sum(normalised(prediction.answer) in truths for prediction in told) / len(told)
+
+
+def right_at_first(told: Sequence[Prediction]) -> float:
+    """The share of answers that are right up to their first comma or full stop, whatever follows."""
+    return sum(matches(re.split("[,.]", said.answer)[0], said.truth) for said in told) / len(told)
 
 
 def compared(

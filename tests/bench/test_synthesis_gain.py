@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bench.reworded import REWORDINGS, refuse_taught, reworded
-from bench.synthesis_gain import in_form, read, shuffled
+from bench.synthesis_gain import in_form, read, right_at_first, shuffled
 from opsin.quickstart.dataset import TINY, build_drawn
 from opsin.quickstart.groups import GROUPS
 from opsin.report.scores import Prediction
@@ -85,7 +85,8 @@ def test_words_that_are_taught_are_no_rewording() -> None:
         refuse_taught(REWORDINGS["reworded"], ["Is this a cat?", "what is the number of cats?"])
 
 
-def test_an_answer_is_in_form_if_it_is_right_of_another_question() -> None:
-    answers = [("Yes", "No"), ("No", "No."), ("No", "A dog.")]
+def test_form_and_content_of_answers_are_counted_apart() -> None:
+    answers = [("Yes", "No"), ("No", "No."), ("No", "No, it is a dog"), ("Yes", "No. It is a dog"), ("No", "Nobody.")]
     told = [Prediction("", "yes_no", "", "", truth, answer) for truth, answer in answers]
-    assert in_form(told) == pytest.approx(2 / 3)
+    assert in_form(told) == pytest.approx(2 / 5)
+    assert right_at_first(told) == pytest.approx(2 / 5)
