@@ -32,8 +32,9 @@ class _Tally:
 class Brake:
     """Counts outcomes, and says which kinds are not worth asking for any more.
 
-    A kind is judged by its first tasks in their order; those without an outcome yet count as not refused. So the
-    verdict is the same in whatever order answers come, in the next run too, and no slow answer delays it.
+    A kind is judged by its first tasks in their order; those without an outcome yet count as not refused, those that
+    get no answer do not count. So an outcome can only add to the share that is refused: the verdict on the same ones is
+    the same in whatever order they come, and no slow answer delays it.
     """
 
     def __init__(self, tasks: Sequence[Task], share: float | None) -> None:
@@ -57,7 +58,7 @@ class Brake:
                 tally.refused += 1
             else:  # no answer of a teacher
                 tally.tasks -= 1
-            if tally.tasks >= FIRST and tally.refused / tally.tasks >= self._share:
+            if tally.refused / max(tally.tasks, FIRST) >= self._share:
                 self.stopped.add(kind)
         return kind in self.stopped
 

@@ -150,6 +150,14 @@ def test_the_order_in_which_answers_come_does_not_matter() -> None:
     assert verdicts == {True, False}  # the share is near enough to the threshold
 
 
+def test_nor_does_it_matter_when_the_unanswered_ones_come() -> None:
+    for refused in (44, 45):
+        outcomes = [
+            (index, outcome(index, "quarantined" if index < refused else "unanswered")) for index in range(FIRST)
+        ]
+        assert stopped(outcomes) == stopped(outcomes[::-1]) == (refused == 45)
+
+
 def test_a_slow_answer_does_not_hold_up_the_verdict() -> None:
     assert stopped((index, outcome(index, "quarantined")) for index in range(5, FIRST))
     assert not stopped((index, outcome(index, "quarantined")) for index in range(6, FIRST))
