@@ -74,17 +74,23 @@ def is_answered(outcome: Outcome) -> bool:
 
 
 def told_refused(outcomes: Iterable[Outcome], kind: str) -> str:
-    """How many samples of a kind are refused, by which checks, and what one of them was refused for."""
+    """How many samples of a kind are refused, by which checks, and what one of them was refused for.
+
+    And of how many the repair got no answer: an endpoint may refuse a conversation that it has answered once.
+    """
     answered = [outcome for outcome in outcomes if outcome.task.kind == kind and is_answered(outcome)]
     refused = [(outcome.task.id, _reasons(outcome)) for outcome in answered if is_refused(outcome)]
     checks = Counter(check for _, reasons in refused for check in reasons).most_common()
     commonest = checks[0][0]
     example = next(f"{id_}: {reasons[commonest]}" for id_, reasons in refused if commonest in reasons)
     listed = ", ".join(f"{check} {count:,}" for check, count in checks)
-    return (
+    told = (
         f"{kind}: of {len(answered):,} samples with an answer {len(refused):,} are refused, by the checks {listed}; "
         f"{commonest} says of {example}"
     )
+    if problems := [outcome.problem for outcome in answered if outcome.problem]:
+        told += f"; asked again for {len(problems):,} of them, the teacher gave no answer: {problems[0]}"
+    return told
 
 
 def _reasons(outcome: Outcome) -> dict[str, str]:

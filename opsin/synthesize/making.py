@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from opsin.core.errors import PictureError
+from opsin.core.errors import PictureError, UnansweredError
 from opsin.synthesize.checks import examine, examine_raw, harmless, repair_text
 from opsin.synthesize.kinds.base import MalformedAnswerError
 from opsin.synthesize.outcome import Attempt, Finding, Outcome
@@ -29,7 +29,7 @@ MOST_SENT_BACK = 4_000
 
 Steps = Generator["Request", "Answer | None", "Outcome"]
 """Requests that need answers before there is an outcome: whoever drives it decides where these come from. Sent none, it
-ends, and the task is waiting."""
+ends, and the task is waiting; an UnansweredError thrown into it ends it, too."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Maker:
         except PictureError as error:
             return Outcome(task, "unusable", problem=str(error))
         for _ in range(1 + self.recipe.checks.repairs):
-            answer = yield request
+            try:
+                answer = yield request
+            except UnansweredError as error:
+                return Outcome(task, "unanswered", tuple(attempts), problem=str(error))
             if answer is None:
                 return Outcome(task, "waiting", tuple(attempts))
             exchanges, findings = self._read(task, answer.text, answer.finish)

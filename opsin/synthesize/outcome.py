@@ -38,7 +38,10 @@ answer after all retries. `waiting`: not asked yet, since the run ended before (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A task with its attempts; `exchanges` is the sample if it was made. `problem` says why it is unanswered."""
+    """A task with its attempts; `exchanges` is the sample if it was made. `problem` says why it is unanswered.
+
+    One that is waiting or unanswered may have attempts, too: those were refused, and what is missing is a repair.
+    """
 
     task: Task
     state: State

@@ -300,11 +300,12 @@ class _Asking:
         try:
             request = next(steps)
             while True:
-                request = steps.send(await engine.answer(request))
+                try:
+                    request = steps.send(await engine.answer(request))
+                except UnansweredError as error:
+                    request = steps.throw(error)
         except StopIteration as ended:
             self._found[index] = ended.value
-        except UnansweredError as error:
-            self._found[index] = Outcome(task, "unanswered", problem=str(error))
         self.watch.on_facts(len(self._found), len(self.maker.work.tasks), engine.facts())
         if self._brake.count(index, self._found[index]):
             self.watch.on_line(f"{task.kind}: nearly all answers are refused; no more samples of this kind are begun")

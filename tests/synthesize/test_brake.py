@@ -17,7 +17,7 @@ from opsin.synthesize.recipe import Synthesis, load_synthesis
 from opsin.synthesize.request import Usage
 from opsin.synthesize.run import Watch, synthesize, synthesize_by_batch
 from opsin.synthesize.subject import Task
-from tests.support.chat_endpoint import Asked, ChatEndpoint, Reply, completion
+from tests.support.chat_endpoint import Asked, ChatEndpoint, Reply, completion, refused
 from tests.support.teaching import good_answer, recipe_text, well, write_collection
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def recipe(collection: Path, url: str, path: Path, **more: Any) -> Synthesis:
     limits = {"concurrency": 4}
     path.write_text(recipe_text(collection, url, **{"kinds": KINDS, "limits": limits, **more}))
     return load_synthesis(path)
+
+
+def is_repair(asked: Asked) -> bool:
+    return bool(asked.body["messages"][-1]["content"].startswith("That answer cannot be used"))
 
 
 def only_reasoning_refused(asked: Asked) -> Reply:
@@ -76,6 +80,29 @@ def test_a_kind_that_is_always_refused_is_not_asked_for_to_the_end(collection: P
             synthesize(value, out)
         assert str(again.value) == str(caught.value)
         assert len(endpoint.asked) == PICTURES + 2 * refused  # the same command spends nothing more
+
+
+def test_answers_count_as_refused_when_their_repairs_are_not_answered(collection: Path, tmp_path: Path) -> None:
+    """Some servers answer a question, and refuse every conversation with an answer in it."""
+
+    def replies(asked: Asked) -> Reply:
+        return refused(400, "conversation roles must alternate") if is_repair(asked) else REFUSED
+
+    with ChatEndpoint(replies) as endpoint:
+        value = recipe(collection, endpoint.url, tmp_path / "recipe.yaml", kinds=KINDS[:1])
+        with pytest.raises(TeacherError) as caught:
+            synthesize(value, tmp_path / "out")
+        number = len(endpoint.asked) // 2
+    assert FIRST * 0.9 <= number < FIRST + 10
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith(f"reasoning: of {number} samples with an answer {number} are refused, by the checks ")
+    assert f"asked again for {number} of them, the teacher gave no answer: " in first
+    assert "conversation roles must alternate" in first
+    statistics = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert statistics["states"] == {"waiting": PICTURES - number, "unanswered": number}
+    assert statistics["attempts"] == statistics["findings"]["last"]["schema"] == number  # paid answers are told
+    assert statistics["usage"]["requests"] == number
+    assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""  # a repair may still come
 
 
 def test_without_a_brake_all_is_asked(collection: Path, tmp_path: Path) -> None:
@@ -151,11 +178,11 @@ def test_the_order_in_which_answers_come_does_not_matter() -> None:
 
 
 def test_nor_does_it_matter_when_the_unanswered_ones_come() -> None:
-    for refused in (44, 45):
+    for number in (44, 45):
         outcomes = [
-            (index, outcome(index, "quarantined" if index < refused else "unanswered")) for index in range(FIRST)
+            (index, outcome(index, "quarantined" if index < number else "unanswered")) for index in range(FIRST)
         ]
-        assert stopped(outcomes) == stopped(outcomes[::-1]) == (refused == 45)
+        assert stopped(outcomes) == stopped(outcomes[::-1]) == (number == 45)
 
 
 def test_a_slow_answer_does_not_hold_up_the_verdict() -> None:
