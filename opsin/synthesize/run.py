@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -102,8 +103,14 @@ def synthesize(recipe: Synthesis, out: Path, watch: Watch | None = None, *, most
             raise StoppedError(f"ended by a signal, {asking.told()}; the same command goes on", stop.wanted)
         if isinstance(error, TeacherError):
             raise TeacherError(f"{error}\n{asking.told()}; the same command goes on")
-        if refused := asking.refused(outcomes):
-            raise TeacherError("\n".join([*refused, *([told] if told else []), asking.told(), _advice(recipe, out)]))
+        refused = [told_refused(outcomes, kind) for kind in sorted(asking.stopped)]
+        advice = _advice(result) if refused else []
+        if asking.stopped & _waiting_kinds(outcomes):
+            share = recipe.checks.stop_when_refused
+            going_on = f"or ask for the rest all the same with checks.stop_when_refused=null, which is {share:g} now"
+            raise TeacherError("\n".join([*refused, *([told] if told else []), asking.told(), *advice, going_on]))
+        for line in (*refused, *advice):
+            watch.on_line(line)
         return result
 
 
@@ -231,12 +238,18 @@ def _refused(maker: Maker, outcomes: Sequence[Outcome]) -> list[str]:
     return [told_refused(outcomes, kind) for kind in maker.work.kinds if kind in brake.stopped]
 
 
-def _advice(recipe: Synthesis, out: Path) -> str:
-    return (
-        f"of a kind with so many refused samples nothing more is asked; look at {out / QUARANTINE} "
-        f"(`opsin inspect {out}` shows some of it), and change the model, its chat template or the prompt; "
-        f"or go on with checks.stop_when_refused=null, which is {recipe.checks.stop_when_refused:g} now"
-    )
+def _waiting_kinds(outcomes: Sequence[Outcome]) -> set[str]:
+    return {outcome.task.kind for outcome in outcomes if outcome.state == "waiting"}
+
+
+def _advice(result: Result) -> list[str]:
+    """What to do about a kind of which nearly all answers are refused."""
+    quarantined = [f"look at {result.out / QUARANTINE} (`opsin inspect {result.out}` shows some of it)"]
+    return [
+        *(quarantined if result.statistics["states"].get("quarantined") else []),
+        "answers that are here stay as they are; with another model, prompt, temperature or extra_body all is asked "
+        "anew; if it is the server itself that is mended (its chat template, say), take a new directory with --out",
+    ]
 
 
 @contextmanager
@@ -278,6 +291,12 @@ class _Asking:
         self.watch = watch
         self._brake = Brake(maker.work.tasks, maker.recipe.checks.stop_when_refused)
         self._found: dict[int, Outcome] = {}
+        self._ahead = Counter(task.kind for task in maker.work.tasks)  # not begun yet
+
+    @property
+    def stopped(self) -> set[str]:
+        """Kinds of which nearly all answers are refused."""
+        return self._brake.stopped
 
     async def run(self, teacher: OpenAI, limits: Limits, ledger: Ledger, stop: Stop) -> OpsinError | None:
         """Ask until all is done; what ended it early, if something did."""
@@ -294,7 +313,8 @@ class _Asking:
 
     async def _make(self, engine: Engine, index: int) -> None:
         task = self.maker.work.tasks[index]
-        if task.kind in self._brake.stopped:
+        self._ahead[task.kind] -= 1
+        if task.kind in self.stopped:
             return
         steps = self.maker.steps(task)
         try:
@@ -307,7 +327,7 @@ class _Asking:
         except StopIteration as ended:
             self._found[index] = ended.value
         self.watch.on_facts(len(self._found), len(self.maker.work.tasks), engine.facts())
-        if self._brake.count(index, self._found[index]):
+        if self._brake.count(index, self._found[index]) and self._ahead[task.kind]:
             self.watch.on_line(f"{task.kind}: nearly all answers are refused; no more samples of this kind are begun")
 
     def outcomes(self, ledger: Ledger) -> list[Outcome]:
@@ -316,11 +336,6 @@ class _Asking:
             if index not in self._found:
                 self._found[index], _ = _replayed(self.maker, task, ledger)
         return [self._found[index] for index in range(len(self.maker.work.tasks))]
-
-    def refused(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """Of the kinds that were not asked for to their end, what their answers were refused for."""
-        waiting = {outcome.task.kind for outcome in outcomes if outcome.state == "waiting"}
-        return [told_refused(outcomes, kind) for kind in sorted(self._brake.stopped & waiting)]
 
     def told(self) -> str:
         """How far it came."""

@@ -66,15 +66,16 @@ def test_a_kind_that_is_always_refused_is_not_asked_for_to_the_end(collection: P
         assert FIRST * 0.9 <= refused < FIRST + 10
         assert len(endpoint.asked) == PICTURES + 2 * refused
         assert len((out / "quarantine.jsonl").read_text().splitlines()) == refused
-        assert "reasoning: nearly all answers are refused; no more samples of this kind are begun" in told
+        assert told.count("reasoning: nearly all answers are refused; no more samples of this kind are begun") == 1
 
-        first, done, advice = str(caught.value).splitlines()
+        first, done, look, change, go_on = str(caught.value).splitlines()
         assert first.startswith(f"reasoning: of {refused} samples with an answer {refused} are refused, by the checks ")
         assert f"schema {refused}" in first
         assert "says of 000000000001#reasoning: " in first
         assert done == f"{PICTURES + refused} of {2 * PICTURES} tasks are done"
-        assert f"look at {out / 'quarantine.jsonl'} (`opsin inspect {out}`" in advice
-        assert "checks.stop_when_refused=null, which is 0.9 now" in advice
+        assert look.startswith(f"look at {out / 'quarantine.jsonl'} (`opsin inspect {out}`")
+        assert "another model, prompt, temperature or extra_body" in change
+        assert "checks.stop_when_refused=null, which is 0.9 now" in go_on
 
         with pytest.raises(TeacherError) as again:
             synthesize(value, out)
@@ -103,6 +104,7 @@ def test_answers_count_as_refused_when_their_repairs_are_not_answered(collection
     assert statistics["attempts"] == statistics["findings"]["last"]["schema"] == number  # paid answers are told
     assert statistics["usage"]["requests"] == number
     assert (tmp_path / "out" / "quarantine.jsonl").read_text() == ""  # a repair may still come
+    assert "quarantine" not in str(caught.value)
 
 
 def test_without_a_brake_all_is_asked(collection: Path, tmp_path: Path) -> None:
@@ -115,10 +117,43 @@ def test_without_a_brake_all_is_asked(collection: Path, tmp_path: Path) -> None:
 
 
 def test_a_kind_that_is_done_all_the_same_is_no_error(collection: Path, tmp_path: Path) -> None:
-    """The samples were all refused by the checks, as the exit code 0 says; nothing is left to be saved."""
+    """The samples were all refused by the checks, as the exit code 0 says; a trial tells what for all the same."""
+    out, told = tmp_path / "out", []
     with ChatEndpoint(lambda _: REFUSED) as endpoint:
         value = recipe(collection, endpoint.url, tmp_path / "recipe.yaml", kinds=KINDS[:1], checks={"repairs": 0})
-        assert synthesize(value, tmp_path / "out", most_pictures=FIRST - 5).complete
+        assert synthesize(value, out, Watch(on_line=told.append), most_pictures=FIRST).complete
+    first, look, change = told[-3:]
+    assert first.startswith(f"reasoning: of {FIRST} samples with an answer {FIRST} are refused, by the checks schema ")
+    assert look.startswith(f"look at {out / 'quarantine.jsonl'}")
+    assert "take a new directory with --out" in change
+    assert not any("no more samples of this kind are begun" in line or "stop_when_refused" in line for line in told)
+
+
+def test_a_question_that_has_changed_is_asked_anew(collection: Path, tmp_path: Path) -> None:
+    path, out, warmer = tmp_path / "recipe.yaml", tmp_path / "out", [{"kind": "reasoning", "temperature": 0.3}]
+    with ChatEndpoint(lambda _: REFUSED) as endpoint, pytest.raises(TeacherError) as caught:
+        synthesize(recipe(collection, endpoint.url, path, kinds=KINDS[:1]), out, most_pictures=80)
+    with ChatEndpoint(well) as endpoint:  # it is mended
+        with pytest.raises(TeacherError) as again:
+            synthesize(recipe(collection, endpoint.url, path, kinds=KINDS[:1]), out, most_pictures=80)
+        assert str(again.value) == str(caught.value)
+        assert not endpoint.asked
+        checks = {"near_duplicate": None}
+        result = synthesize(recipe(collection, endpoint.url, path, kinds=warmer, checks=checks), out, most_pictures=80)
+    assert result.statistics["states"] == {"made": 80}
+
+
+def test_a_budget_that_ends_is_told_beside_the_refused_kind(collection: Path, tmp_path: Path) -> None:
+    with ChatEndpoint(only_reasoning_refused) as endpoint:
+        value = recipe(
+            collection, endpoint.url, tmp_path / "recipe.yaml", limits={"concurrency": 4, "max_requests": 150}
+        )
+        with pytest.raises(TeacherError) as caught:
+            synthesize(value, tmp_path / "out")
+    first, budget, done, *_ = str(caught.value).splitlines()
+    assert first.startswith("reasoning: of ")
+    assert "max_requests=150" in budget
+    assert done.endswith("tasks are done")
 
 
 def test_a_batch_is_told_before_its_next_round(collection: Path, tmp_path: Path) -> None:
