@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
 
 from opsin.core.errors import TeacherError
-from opsin.synthesize.brake import FIRST, Brake
+from opsin.synthesize.brake import FIRST, Brake, told_refused
 from opsin.synthesize.check_values import Checks
 from opsin.synthesize.outcome import Attempt, Finding, Outcome, State
 from opsin.synthesize.recipe import Synthesis, load_synthesis
@@ -230,6 +231,24 @@ def test_what_no_teacher_has_answered_is_not_judged() -> None:
     assert not stopped(unanswered[:90])
     assert stopped(unanswered)  # all that were answered
     assert not stopped((index, outcome(index, "quarantined", key=None)) for index in range(4 * FIRST))  # by rules
+
+
+def test_a_kind_is_stopped_once() -> None:
+    outcomes = [outcome(index, "quarantined") for index in range(2 * FIRST)]
+    brake = Brake([one.task for one in outcomes], 0.9)
+    assert [index for index, one in enumerate(outcomes) if brake.count(index, one)] == [0.9 * FIRST - 1]
+    assert brake.stopped == {"detail"}
+
+
+def test_the_commonest_reason_is_told_first_with_an_example() -> None:
+    cut = outcome(3, "quarantined")
+    findings = (Finding("cut", "too long"), Finding("words", "few", refuses=False))
+    cut = replace(cut, attempts=(replace(cut.attempts[0], findings=findings),))
+    told = told_refused([cut, outcome(0, "made"), outcome(1, "quarantined"), outcome(2, "quarantined")], "detail")
+    assert told == (
+        "detail: of 4 samples with an answer 3 are refused, by the checks schema 2, cut 1; "
+        "schema says of 1#detail: no answer"
+    )
 
 
 def test_kinds_are_judged_by_themselves() -> None:
