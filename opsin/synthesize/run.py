@@ -141,19 +141,17 @@ def synthesize_by_batch(
             waiting = Exported(out)
             if imported:
                 waiting.settle(_take(imported, maker, ledger, recipe.teacher, watch))
-            outcomes: list[Outcome] = []
-            pending = _unanswered(maker, ledger, outcomes)
+            outcomes = [_replayed(maker, task, ledger)[0] for task in maker.work.tasks]
+            for line in _refused(maker, outcomes):
+                watch.on_line(line)
             if exported is not None:
                 waiting.refuse()
+                pending = _unanswered(maker, [one.task for one in outcomes if one.state == "waiting"], ledger)
                 affordable = Affordable(pending, recipe.teacher, recipe.limits, ledger.totals)
                 files = export_batch(affordable, exported, recipe.teacher, ledger)
                 waiting.note(files, affordable.taken)
                 for line in (*(f"batch  {path}" for path in files), affordable.told()):
                     watch.on_line(line)
-            for _ in pending:  # whatever was not asked for has an outcome, too
-                pass
-            for line in _refused(maker, outcomes):
-                watch.on_line(f"{line}; a next round would pay for the same: change the model or the prompt first")
             return _written(out, maker, outcomes, totals=ledger.totals)
 
 
@@ -183,7 +181,7 @@ def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, 
     """Answers of batch files, to the requests of this recipe, into the ledger; how many lines were new."""
     from opsin.synthesize.batch import import_batch
 
-    awaited = {request.key: most_of(request, teacher) for request in _unanswered(maker, ledger, [])}
+    awaited = {request.key: most_of(request, teacher) for request in _unanswered(maker, maker.work.tasks, ledger)}
 
     def most(key: str) -> Usage | None:
         known = ledger.lookup(key)
@@ -206,12 +204,11 @@ def _tell_uncertain(ledger: Ledger, watch: Watch) -> None:
         )
 
 
-def _unanswered(maker: Maker, ledger: Ledger, outcomes: list[Outcome]) -> Iterator[Request]:
-    """Requests that the ledger has no answer to, each once; adds every task's outcome as far as the ledger goes."""
+def _unanswered(maker: Maker, tasks: Sequence[Task], ledger: Ledger) -> Iterator[Request]:
+    """Requests of the tasks that the ledger has no answer to, each once."""
     seen: set[str] = set()
-    for task in maker.work.tasks:
-        outcome, request = _replayed(maker, task, ledger)
-        outcomes.append(outcome)
+    for task in tasks:
+        _, request = _replayed(maker, task, ledger)
         if request is not None and request.key not in seen:
             seen.add(request.key)
             yield request
@@ -231,11 +228,15 @@ def _replayed(maker: Maker, task: Task, ledger: Ledger) -> tuple[Outcome, Reques
 
 
 def _refused(maker: Maker, outcomes: Sequence[Outcome]) -> list[str]:
-    """Kinds of which nearly all answers so far are refused."""
+    """What to tell of kinds of which nearly all are refused; a task whose repair is still to come is not judged."""
     brake = Brake(maker.work.tasks, maker.recipe.checks.stop_when_refused)
     for index, outcome in enumerate(outcomes):
-        brake.count(index, outcome)
-    return [told_refused(outcomes, kind) for kind in maker.work.kinds if kind in brake.stopped]
+        if outcome.state != "waiting":
+            brake.count(index, outcome)
+    judged = [outcome for outcome in outcomes if outcome.state != "waiting"]
+    told = {kind: told_refused(judged, kind) for kind in maker.work.kinds if kind in brake.stopped}
+    warning = "; a next round would pay for the same: change the model or the prompt first"
+    return [line + warning * (kind in _waiting_kinds(outcomes)) for kind, line in told.items()]
 
 
 def _waiting_kinds(outcomes: Sequence[Outcome]) -> set[str]:

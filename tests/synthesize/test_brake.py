@@ -19,10 +19,10 @@ from opsin.synthesize.request import Usage
 from opsin.synthesize.run import Watch, synthesize, synthesize_by_batch
 from opsin.synthesize.subject import Task
 from tests.support.chat_endpoint import Asked, ChatEndpoint, Reply, completion, refused
-from tests.support.teaching import good_answer, recipe_text, well, write_collection
+from tests.support.teaching import recipe_text, well, write_collection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 PICTURES = 200
@@ -159,24 +159,67 @@ def test_a_budget_that_ends_is_told_beside_the_refused_kind(collection: Path, tm
 
 def test_a_batch_is_told_before_its_next_round(collection: Path, tmp_path: Path) -> None:
     value = recipe(collection, "http://127.0.0.1:9/v1", tmp_path / "recipe.yaml")
-    out, batch, told = tmp_path / "out", tmp_path / "batch", []
-    synthesize_by_batch(value, out, exported=batch)
-    (file,) = batch.iterdir()
-    answers = tmp_path / "answers.jsonl"
-    with answers.open("w") as output:
-        for line in map(json.loads, file.read_text().splitlines()):
-            asked = Asked(0, "", line["body"], "", 0.0)
-            reply = only_reasoning_refused(asked)
-            body = json.loads(reply.body or completion(good_answer(asked)))
-            output.write(json.dumps({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}}))
-            output.write("\n")
-    result = synthesize_by_batch(value, out, Watch(on_line=told.append), imported=[answers], exported=batch)
+    rounds = Rounds(value, tmp_path)
+    rounds.export()
+    told = rounds.answer(only_reasoning_refused)
+    assert not any("are refused" in line for line in told)  # the repairs may all be good
+    assert rounds.kinds["reasoning"] == {"waiting": PICTURES}
+    told = rounds.answer(only_reasoning_refused, most=FIRST)
     (line,) = [line for line in told if "are refused" in line]
-    assert line.startswith(f"reasoning: of {PICTURES} samples with an answer {PICTURES} are refused, by the checks ")
+    assert line.startswith(f"reasoning: of {FIRST} samples with an answer {FIRST} are refused, by the checks schema ")
     assert line.endswith("; a next round would pay for the same: change the model or the prompt first")
-    assert result.statistics["kinds"]["reasoning"] == {"waiting": PICTURES}
-    assert result.statistics["findings"]["first"]["schema"] == PICTURES
-    assert len((batch / "batch-001.jsonl").read_text().splitlines()) == PICTURES  # exported all the same
+    assert rounds.kinds["reasoning"] == {"waiting": PICTURES - FIRST, "quarantined": FIRST}
+    exported = f"batch  {tmp_path / 'batch' / 'batch-001.jsonl'}"
+    assert told.index(line) < told.index(exported)
+    assert len(rounds.requests) == PICTURES - FIRST  # exported all the same
+    (line,) = [line for line in rounds.answer(only_reasoning_refused) if "are refused" in line]
+    assert line.startswith(f"reasoning: of {PICTURES} samples with an answer {PICTURES} are refused")
+    assert "next round" not in line  # there is none
+
+
+def test_a_batch_whose_repairs_are_good_is_not_told_of_its_first_answers(collection: Path, tmp_path: Path) -> None:
+    checks = {"near_duplicate": None}
+    rounds = Rounds(recipe(collection, "http://127.0.0.1:9/v1", tmp_path / "recipe.yaml", checks=checks), tmp_path)
+    told = rounds.export()
+    told += rounds.answer(lambda asked: well(asked) if is_repair(asked) else REFUSED)
+    told += rounds.answer(lambda asked: well(asked) if is_repair(asked) else REFUSED)
+    assert rounds.kinds == {"reasoning": {"made": PICTURES}, "detail": {"made": PICTURES}}
+    assert not any("are refused" in line for line in told)
+
+
+class Rounds:
+    """A synthesis by batch files: each `answer` takes answers to what was exported, and exports the next round."""
+
+    def __init__(self, value: Synthesis, folder: Path) -> None:
+        self.value = value
+        self.folder = folder
+        self.kinds: dict[str, dict[str, int]] = {}
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """What was exported last."""
+        return [json.loads(line) for line in (self.folder / "batch" / "batch-001.jsonl").read_text().splitlines()]
+
+    def export(self, *imported: Path) -> list[str]:
+        """The lines that are told."""
+        told: list[str] = []
+        out, batch, watch = self.folder / "out", self.folder / "batch", Watch(on_line=told.append)
+        result = synthesize_by_batch(self.value, out, watch, imported=imported, exported=batch)
+        self.kinds = result.statistics["kinds"]
+        return told
+
+    def answer(self, replies: Callable[[Asked], Reply], most: int | None = None) -> list[str]:
+        """With the first so many requests answered, the others failed."""
+        answers = self.folder / "answers.jsonl"
+        lines = []
+        for number, line in enumerate(self.requests):
+            asked = Asked(0, "", line["body"], "", 0.0)
+            answered = most is None or number < most
+            body = json.loads(replies(asked).body or "{}") if answered else {"error": {"message": "expired"}}
+            response = {"status_code": 200 if answered else 500, "body": body}
+            lines.append(json.dumps({"custom_id": line["custom_id"], "response": response}) + "\n")
+        answers.write_text("".join(lines))
+        return self.export(answers)
 
 
 def outcome(number: int, state: State, kind: str = "detail", key: str | None = "key") -> Outcome:
