@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from opsin.cli import app
+from opsin.commands.synthesize import time_left
+from opsin.synthesize.engine import Facts
+from opsin.synthesize.request import Usage
 from tests.support.chat_endpoint import Asked, ChatEndpoint, completion
 from tests.support.teaching import good_answer, recipe_text, well, write_collection
 
@@ -153,6 +157,24 @@ def test_help_and_recipe_errors_load_neither_torch_nor_a_client(tmp_path: Path) 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split("\n")[:2] == ["2", "set()"]
+
+
+def test_the_time_left_is_that_of_the_answers_that_tasks_take() -> None:
+    facts = Facts(
+        sent=31,
+        answered=30,
+        from_ledger=10,
+        failed=0,
+        in_flight=1,
+        waiting=0,
+        paused_for=0.0,
+        per_second=2.0,
+        used=Usage(0, 0),
+        spent=Usage(0, 0),
+        problem="",
+    )
+    assert time_left(20, 120, facts) == ", about 1 min 40 s left"  # 100 tasks of two answers, each in half a second
+    assert time_left(20, 120, replace(facts, per_second=0.0)) == ""
 
 
 def test_an_export_stays_within_the_budget(collection: Path, tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 INCOMPLETE = 3
 """Exit code of a run that ended before every task had its outcome: the same command goes on."""
 BAR_SECONDS = 0.2
+"""Between two looks at a bar."""
 PLAIN_SECONDS = 10.0
-SPEED_SECONDS = 300.0
-"""The tasks that the time left is reckoned from: those of so many seconds."""
 """Between two lines where there is no terminal to draw a bar on."""
+SPEED_SECONDS = 300.0
+"""The tasks that a bar reckons the time left from: those of so many seconds."""
 
 
 def synthesize(
@@ -148,16 +149,17 @@ def _watching(console: Console) -> Iterator[Watch]:
         told = time.monotonic()
         bar.update(task, completed=done, total=tasks, visible=True, told=printable(_told(numbers)))
         if not console.is_terminal:
-            line(f"{done:,} of {tasks:,}{_left(done, tasks, numbers)}  {_told(numbers)}")
+            line(f"{done:,} of {tasks:,}{time_left(done, tasks, numbers)}  {_told(numbers)}")
 
     with bar:
         yield Watch(on_line=line, on_facts=facts)
 
 
-def _left(done: int, tasks: int, numbers: Facts) -> str:
+def time_left(done: int, tasks: int, numbers: Facts) -> str:
+    """How long the other tasks will take if they need as many answers as those that are done; empty before an answer."""
     from opsin.report.words import duration
 
-    if not numbers.answered:
+    if not numbers.per_second:
         return ""
     answers_a_task = (numbers.answered + numbers.from_ledger) / done  # repairs and refusals take several
     return f", about {duration((tasks - done) * answers_a_task / numbers.per_second)} left"

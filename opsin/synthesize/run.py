@@ -57,7 +57,8 @@ class Watch:
 
     on_line: Callable[[str], None] = lambda _line: None
     on_facts: Callable[[int, int, Facts], None] = lambda _done, _tasks, _facts: None
-    """Tasks done, all tasks, and the engine's numbers, after every task."""
+    """Tasks done, all tasks, and the engine's numbers, after every task. Only those that a teacher is asked for count:
+    neither what rules make, nor what is not begun since its kind is nearly always refused."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,9 @@ class _Asking:
         self.watch = watch
         self._brake = Brake(maker.work.tasks, maker.recipe.checks.stop_when_refused)
         self._found: dict[int, Outcome] = {}
-        self._ahead = Counter(task.kind for task in maker.work.tasks)  # not begun yet
+        self._done = 0  # of those that a teacher is asked for
+        self._to_ask = sum(maker.asks(maker.work.kinds[task.kind]) for task in maker.work.tasks)
+        self._ahead = Counter(task.kind for task in maker.work.tasks)  # not begun, or never to be
 
     @property
     def stopped(self) -> set[str]:
@@ -314,9 +317,9 @@ class _Asking:
 
     async def _make(self, engine: Engine, index: int) -> None:
         task = self.maker.work.tasks[index]
-        self._ahead[task.kind] -= 1
         if task.kind in self.stopped:
             return
+        self._ahead[task.kind] -= 1
         steps = self.maker.steps(task)
         try:
             request = next(steps)
@@ -327,9 +330,12 @@ class _Asking:
                     request = steps.throw(error)
         except StopIteration as ended:
             self._found[index] = ended.value
-        self.watch.on_facts(len(self._found), len(self.maker.work.tasks), engine.facts())
         if self._brake.count(index, self._found[index]) and self._ahead[task.kind]:
             self.watch.on_line(f"{task.kind}: nearly all answers are refused; no more samples of this kind are begun")
+        if self.maker.asks(self.maker.work.kinds[task.kind]):
+            self._done += 1
+            never = sum(self._ahead[kind] for kind in self.stopped)
+            self.watch.on_facts(self._done, self._to_ask - never, engine.facts())
 
     def outcomes(self, ledger: Ledger) -> list[Outcome]:
         """Of all tasks. Those that were not reached may have their answers from an earlier run, or are waiting."""

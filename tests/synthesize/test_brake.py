@@ -55,11 +55,12 @@ def only_reasoning_refused(asked: Asked) -> Reply:
 
 
 def test_a_kind_that_is_always_refused_is_not_asked_for_to_the_end(collection: Path, tmp_path: Path) -> None:
-    out, told = tmp_path / "out", []
+    out, told, counts = tmp_path / "out", [], []
+    watch = Watch(on_line=told.append, on_facts=lambda done, tasks, _: counts.append((done, tasks)))
     with ChatEndpoint(only_reasoning_refused) as endpoint:
         value = recipe(collection, endpoint.url, tmp_path / "recipe.yaml", checks={"near_duplicate": None})
         with pytest.raises(TeacherError) as caught:
-            synthesize(value, out, Watch(on_line=told.append))
+            synthesize(value, out, watch)
         states = json.loads((out / "statistics.json").read_text())["kinds"]
         refused = states["reasoning"]["quarantined"]
         assert states["detail"] == {"made": PICTURES}  # which comes later, and is worth its money
@@ -67,6 +68,8 @@ def test_a_kind_that_is_always_refused_is_not_asked_for_to_the_end(collection: P
         assert FIRST * 0.9 <= refused < FIRST + 10
         assert len(endpoint.asked) == PICTURES + 2 * refused
         assert len((out / "quarantine.jsonl").read_text().splitlines()) == refused
+        assert counts[0] == (1, 2 * PICTURES)
+        assert counts[-1] == (PICTURES + refused, PICTURES + refused)  # what is not begun is not awaited
         assert told.count("reasoning: nearly all answers are refused; no more samples of this kind are begun") == 1
 
         first, done, look, change, go_on = str(caught.value).splitlines()

@@ -112,6 +112,14 @@ def test_a_second_run_asks_nothing_and_writes_the_same(collection: Path, tmp_pat
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == before
 
 
+def test_progress_counts_what_a_teacher_is_asked_for(collection: Path, tmp_path: Path) -> None:
+    counts: list[tuple[int, int]] = []
+    watch = Watch(on_facts=lambda done, tasks, _: counts.append((done, tasks)))
+    with ChatEndpoint(well) as endpoint:
+        made(collection, tmp_path / "out", endpoint.url, watch, kinds=[{"kind": "brief"}, {"kind": "detail"}])
+    assert counts == [(done, 12) for done in range(1, 13)]  # brief ones are made by rules
+
+
 def test_a_refused_answer_is_asked_for_again_with_what_was_wrong(collection: Path, tmp_path: Path) -> None:
     def replies(asked: Asked) -> Reply:
         again = asked.body["messages"][-1]["content"].startswith("That answer cannot be used")
