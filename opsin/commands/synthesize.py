@@ -156,7 +156,7 @@ def _watching(console: Console) -> Iterator[Watch]:
 
 
 def time_left(done: int, tasks: int, numbers: Facts) -> str:
-    """How long the other tasks will take if they need as many answers as those that are done; empty before an answer."""
+    """How long the other tasks take if they need as many answers as those that are done; empty before an answer."""
     from opsin.report.words import duration
 
     if not numbers.per_second:
