@@ -235,9 +235,13 @@ def _refused(maker: Maker, outcomes: Sequence[Outcome]) -> list[str]:
         if outcome.state != "waiting":
             brake.count(index, outcome)
     judged = [outcome for outcome in outcomes if outcome.state != "waiting"]
-    told = {kind: told_refused(judged, kind) for kind in maker.work.kinds if kind in brake.stopped}
+    waiting = _waiting_kinds(outcomes)
     warning = "; a next round would pay for the same: change the model or the prompt first"
-    return [line + warning * (kind in _waiting_kinds(outcomes)) for kind, line in told.items()]
+    return [
+        told_refused(judged, kind) + (warning if kind in waiting else "")
+        for kind in maker.work.kinds
+        if kind in brake.stopped
+    ]
 
 
 def _waiting_kinds(outcomes: Sequence[Outcome]) -> set[str]:
@@ -246,12 +250,13 @@ def _waiting_kinds(outcomes: Sequence[Outcome]) -> set[str]:
 
 def _advice(result: Result) -> list[str]:
     """What to do about a kind of which nearly all answers are refused."""
-    quarantined = [f"look at {result.out / QUARANTINE} (`opsin inspect {result.out}` shows some of it)"]
-    return [
-        *(quarantined if result.statistics["states"].get("quarantined") else []),
+    lines = [
         "answers that are here stay as they are; with another model, prompt, temperature or extra_body all is asked "
-        "anew; if it is the server itself that is mended (its chat template, say), take a new directory with --out",
+        "anew; if it is the server itself that is mended (its chat template, say), take a new directory with --out"
     ]
+    if result.statistics["states"].get("quarantined"):
+        lines.insert(0, f"look at {result.out / QUARANTINE} (`opsin inspect {result.out}` shows some of it)")
+    return lines
 
 
 @contextmanager

@@ -61,8 +61,8 @@ class Concepts:
     def mentions(self, said: tuple[str, ...], *, strict: bool) -> Iterator[Mention]:
         """The things that a text's words name, in order.
 
-        `strict` is for claims: a word that can mean something else counts only as a noun with its article. Without it,
-        for what is known of a picture, it always counts.
+        `strict` is for claims: a word that can mean something else counts only as a noun with its article, and mere
+        kinds of a thing are not looked up. Without it, for what is known of a picture, both count; kinds only as nouns.
         """
         end = 0
         for at, word in enumerate(said):

@@ -102,7 +102,7 @@ class Jsonl(SourceBase):
 
 
 def _so_many(numbers: list[float] | None, form: str) -> list[float] | None:
-    if numbers is not None and len(numbers) != form.count(",") + 1:
+    if numbers is not None and len(numbers) != len(form.split(",")):
         raise ValueError(f"expected {form}, got a list of {len(numbers)}")
     return numbers
 
