@@ -8,7 +8,7 @@ others go on, since they have prompts of their own, and what passes the checks i
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from opsin.synthesize.subject import Task
 
 FIRST = 50
-"""Tasks by which a kind is judged; then by twice as many, by three times, and so on."""
+"""Tasks by which a kind is judged at first; then by 100, by 150 and by 200."""
+BLOCK = 200
+"""Tasks by which it is judged after that, each so many by themselves: a server can break in the middle of a night."""
 
 
 @dataclass
 class _Tally:
-    """The first tasks of a kind: those that have or may still get an answer, and the refused ones among them."""
+    """Some tasks of a kind in a row: those that have or may still get an answer, and the refused ones among them."""
 
     tasks: int
     refused: int = 0
@@ -32,8 +34,8 @@ class _Tally:
 class Brake:
     """Counts outcomes, and says which kinds are not worth asking for any more.
 
-    A kind is judged by its first tasks in their order; those without an outcome yet count as not refused, those that
-    get no answer do not count. So an outcome can only add to the share that is refused: the verdict on the same ones is
+    A kind is judged by tasks in their order; those without an outcome yet count as not refused, those that get no
+    answer do not count. So an outcome can only add to the share that is refused: the verdict on the same ones is
     the same in whatever order they come, and no slow answer delays it.
     """
 
@@ -42,18 +44,15 @@ class Brake:
         self.stopped: set[str] = set()
         self._share = share
         self._first = {task.kind: index for index, task in reversed(list(enumerate(tasks)))}
-        self._tallies: dict[str, list[_Tally]] = {}
+        self._tallies: dict[tuple[str, range], _Tally] = {}
 
     def count(self, index: int, outcome: Outcome) -> bool:
         """Count the outcome of the task with this index, once; whether its kind is stopped by it."""
         kind = outcome.task.kind
         if self._share is None or kind in self.stopped or outcome.state == "made":
             return False
-        tallies = self._tallies.setdefault(kind, [_Tally(FIRST)])
-        place = (index - self._first[kind]) // FIRST
-        while len(tallies) <= place:
-            tallies.append(replace(tallies[-1], tasks=tallies[-1].tasks + FIRST))
-        for tally in tallies[place:]:
+        for row in _rows(index - self._first[kind]):
+            tally = self._tallies.setdefault((kind, row), _Tally(len(row)))
             if is_refused(outcome):
                 tally.refused += 1
             else:  # no answer of a teacher
@@ -61,6 +60,14 @@ class Brake:
             if tally.refused / max(tally.tasks, FIRST) >= self._share:
                 self.stopped.add(kind)
         return kind in self.stopped
+
+
+def _rows(place: int) -> list[range]:
+    """The rows of tasks that one of a kind is judged in, by its place in the kind."""
+    if place >= BLOCK:
+        begin = place - place % BLOCK
+        return [range(begin, begin + BLOCK)]
+    return [range(end) for end in range(FIRST, BLOCK + 1, FIRST) if place < end]
 
 
 def is_refused(outcome: Outcome) -> bool:

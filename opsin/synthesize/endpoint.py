@@ -97,7 +97,8 @@ class Endpoint:
         told = self.printable(str(cause)) or type(cause).__name__
         links = list(_links(cause))
         if any(isinstance(link, ssl.SSLCertVerificationError) for link in links):
-            return AttemptError(f"its certificate is not trusted ({told})", Then.STOP)
+            advice = "; if it is one of your own, set SSL_CERT_FILE to the certificate of who issued it"
+            return AttemptError(f"its certificate is not trusted ({told}){advice}", Then.STOP)
         if any(isinstance(link, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError) for link in links):
             return AttemptError(f"it cannot be asked ({told})", Then.STOP)
         early = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)

@@ -54,7 +54,11 @@ def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read
         on_read(pictures.told)
         collected.append(pictures.read(out))
     root = Path(os.path.commonpath([one.root for one in collected]))
-    found = [(_moved(subject, root), source) for source, one in enumerate(collected) for subject in one.subjects]
+    found = [
+        (_placed(subject, root, recipe.pictures[source].id_prefix), source)
+        for source, one in enumerate(collected)
+        for subject in one.subjects
+    ]
     found = found[:most_pictures]
     subjects = [subject for subject, _ in found]
     _refuse_twins(subjects)
@@ -95,8 +99,9 @@ def _tasks(kind: KindBase, subjects: Sequence[Subject], seed: int) -> Iterable[T
             yield Task(identity, kind.name, subject, seed_of(seed, identity), draw)
 
 
-def _moved(subject: Subject, root: Path) -> Subject:
-    """The subject with its paths relative to the root of all sources."""
+def _placed(subject: Subject, root: Path, id_prefix: str) -> Subject:
+    """The subject with an id, and paths relative to a root, that are right beside those of other sources."""
+    subject = replace(subject, id=id_prefix + subject.id) if id_prefix else subject
     if subject.root == root:
         return subject
     below = subject.root.relative_to(root)
@@ -116,7 +121,7 @@ def _refuse_twins(subjects: Sequence[Subject]) -> None:
         raise DataError(
             problems,
             "samples are known by their pictures' ids, which are paths without their endings where no `id` is given; "
-            "list each picture once, or give those of one name an `id` (JSON Lines) or another name (COCO)",
+            "list each picture once, or give those of one name an `id` (JSON Lines), and a source an `id_prefix`",
         )
 
 

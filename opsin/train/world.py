@@ -152,7 +152,8 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     """The world that `torchrun` has started this process in, or a world of this process alone.
 
     Raises:
-        TrainError: the variables of `torchrun` are not all there, or the other processes do not come in time.
+        TrainError: the variables of `torchrun` are not all there, its port is taken, or the other processes do not
+            come in time.
     """
     if "WORLD_SIZE" not in os.environ:
         yield alone(device)
@@ -165,7 +166,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     wait = dt.timedelta(seconds=timeout)
-    with answering():
+    with answering(), _listening():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=wait)
         control, saving, preparing = (
             dist.new_group(backend="gloo", timeout=wait * longer) for longer in (1, SAVING, PREPARING)
@@ -175,3 +176,17 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     yield replace(world, saving=replace(world, group=saving), preparing=replace(world, group=preparing))
     # Only at a good end: it waits for the others, who may be gone after a bad one.
     dist.destroy_process_group()
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """The first rank listens where the others find it, unless `torchrun` does; another program may have the port."""
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        raise TrainError(
+            f"port {port} of {address} is taken, maybe by another training; set MASTER_PORT to a free one for all ranks"
+        ) from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from opsin.core.errors import BudgetError, OpsinError, TeacherError, UnansweredError
 from opsin.synthesize.endpoint import Endpoint
@@ -105,6 +107,23 @@ def test_slow_answers_are_cut_off_and_hold_up_nobody(tmp_path: Path, reply: Repl
     assert endpoint.keys.count(slow) == 2
     others = [asked.at for asked in endpoint.asked if asked.key != slow]
     assert max(others) - min(others) < 0.2
+
+
+def test_https_and_a_certificate_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An authority of one's own, as companies have them, is named as to all other programs."""
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    requests = [request(number) for number in range(30)]
+    with ChatEndpoint(tls=tls) as endpoint:
+        answers = ask(tmp_path, endpoint.url, requests, concurrency=4)
+        assert isinstance(answers[-1], TeacherError)
+        assert "its certificate is not trusted (" in str(answers[-1])
+        assert "set SSL_CERT_FILE to" in str(answers[-1])
+        assert not endpoint.asked
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        assert texts(ask(tmp_path, endpoint.url, requests)) == [f"On picture {number}: yes." for number in range(30)]
+        assert len(endpoint.asked) == 30
 
 
 def test_retries_come_to_an_end_and_only_that_request_is_lost(tmp_path: Path) -> None:

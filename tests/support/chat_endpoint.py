@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -77,12 +78,14 @@ def echo(asked: Asked) -> str:
 class ChatEndpoint:
     """Serves while inside. `replies` are those of the first requests, or a function of the request; then all is well.
 
-    With `idempotent`, a key that was answered is answered again from memory, and not charged.
+    With `idempotent`, a key that was answered is answered again from memory, and not charged. With `tls` it speaks
+    HTTPS.
     """
 
     replies: Sequence[Reply] | Callable[[Asked], Reply] = ()
     latency: float = 0.0
     idempotent: bool = False
+    tls: ssl.SSLContext | None = None
     asked: list[Asked] = field(default_factory=list)
     charged: list[str] = field(default_factory=list)
     """Keys of the requests that were answered well, at the time when they came: the answer may not get through."""
@@ -104,7 +107,7 @@ class ChatEndpoint:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'' if self.tls is None else 's'}://127.0.0.1:{self.port}/v1"
 
     @property
     def keys(self) -> list[str]:
@@ -113,7 +116,8 @@ class ChatEndpoint:
 
     def _serve(self, listener: socket.socket) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(self._loop.create_server(lambda: _Connection(self), sock=listener))
+        starting = self._loop.create_server(lambda: _Connection(self), sock=listener, ssl=self.tls)
+        server = self._loop.run_until_complete(starting)
         self._loop.run_forever()
         server.close()
         for task in asyncio.all_tasks(self._loop):

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from opsin.core.errors import TeacherError
-from opsin.synthesize.brake import FIRST, Brake, told_refused
+from opsin.synthesize.brake import BLOCK, FIRST, Brake, told_refused
 from opsin.synthesize.check_values import Checks
 from opsin.synthesize.outcome import Attempt, Finding, Outcome, State
 from opsin.synthesize.recipe import Synthesis, load_synthesis
@@ -245,7 +245,21 @@ def drawn(share: float, number: int, seed: int) -> list[tuple[int, Outcome]]:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
 def test_a_teacher_that_is_refused_now_and_then_is_never_stopped(share: float) -> None:
-    assert not any(stopped(drawn(share, 2_000, seed)) for seed in range(20))
+    assert not any(stopped(drawn(share, 20_000, seed)) for seed in range(5))
+
+
+@pytest.mark.parametrize("good", [120, 1_000, 1_030, 1_199, 50_000])
+def test_a_teacher_that_breaks_late_is_stopped_soon(good: int) -> None:
+    outcomes = [outcome(index, "made" if index < good else "quarantined") for index in range(good + 1_000)]
+    brake = Brake([one.task for one in outcomes], 0.9)
+    (last,) = (index for index, one in enumerate(outcomes) if brake.count(index, one))
+    assert last - good < 2 * BLOCK
+
+
+def test_the_last_few_are_not_judged_by_themselves() -> None:
+    good = [(index, outcome(index, "made")) for index in range(1_000)]
+    assert not stopped(good + [(index, outcome(index, "quarantined")) for index in range(1_000, 1_044)])
+    assert stopped(good + [(index, outcome(index, "quarantined")) for index in range(1_000, 1_200)])
 
 
 def test_the_order_in_which_answers_come_does_not_matter() -> None:

@@ -83,6 +83,32 @@ def test_the_same_id_twice_is_refused_with_both_places(tmp_path: Path) -> None:
         plan(recipe(described(tmp_path, "a", lines)), tmp_path / "out")
 
 
+def test_two_sources_with_the_same_names_are_told_apart_by_a_prefix(tmp_path: Path) -> None:
+    dogs = described(tmp_path, "dogs", [{"image": f"{n}.png", "captions": ["A dog."]} for n in range(20)])
+    cats = described(tmp_path, "cats", [{"image": f"{n}.png", "captions": ["A cat."]} for n in range(20)])
+    with pytest.raises(DataError, match="and a source an `id_prefix`"):
+        plan(recipe(dogs, cats), tmp_path / "out")
+    work = plan(recipe(dogs, cats | {"id_prefix": "cats/"}), tmp_path / "out")
+    expected = [f"{n}#conversation" for n in range(20)] + [f"cats/{n}#conversation" for n in range(20)]
+    assert [task.id for task in work.tasks] == expected
+    assert {task.subject.id.startswith("cats/") for task in work.tasks if task.subject.images[0][:4] == "cats"} == {
+        True
+    }
+
+
+def test_two_sources_of_documents_do_not_draw_over_each_other(tmp_path: Path) -> None:
+    sources = []
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"id": "page", "title": "", "text": f"This is the page of {name}."}))
+        sources.append({"kind": "documents", "path": str(path), "id_prefix": f"{name}-"})
+    kinds = [{"kind": "document"}]
+    first, second = (task.subject for task in plan(recipe(*sources, kinds=kinds), tmp_path / "out").tasks)
+    assert (first.id, second.id) == ("one-page", "two-page")
+    pages = [(subject.root / subject.images[0]).read_bytes() for subject in (first, second)]
+    assert pages[0] != pages[1]
+
+
 def test_ids_that_come_from_file_names_are_explained_and_many_are_counted(tmp_path: Path) -> None:
     lines = [{"image": f"{n}.{end}", "captions": ["A."]} for end in ("png", "jpg") for n in range(30)]
     with pytest.raises(DataError) as caught:

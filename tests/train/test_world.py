@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -27,6 +28,17 @@ def test_half_of_torchruns_variables_are_named(monkeypatch: pytest.MonkeyPatch) 
     told = "but LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not; start ranks with torchrun"
     with pytest.raises(TrainError, match=told), joined("cpu", 1.0):
         pass
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        own = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in own.items():
+            monkeypatch.setenv(name, str(value))
+        told = f"port {port} of 127.0.0.1 is taken, .* set MASTER_PORT to a free one"
+        with pytest.raises(TrainError, match=told), joined("cpu", 5.0):
+            pass
 
 
 def _exchange() -> list[Any]:

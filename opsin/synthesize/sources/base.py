@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from opsin.synthesize.context import Group, Thing, Vocabulary
 from opsin.synthesize.english import bare
@@ -43,6 +43,9 @@ class SourceBase(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
+    id_prefix: str = Field(
+        "", max_length=100, pattern=r"^[\w./:-]*$", description="before all ids: two sources may have the same names"
+    )
 
     @property
     @abstractmethod

@@ -85,7 +85,7 @@ class Documents(SourceBase):
             if isinstance(data, str):
                 problems.append(f"{where}: {line.id}: {data}")
                 continue
-            image = f"{FOLDER}/{sha256_bytes(line.id.encode())[:20]}.png"
+            image = f"{FOLDER}/{sha256_bytes(f'{self.id_prefix}{line.id}'.encode())[:20]}.png"
             if not (root / image).is_file() or (root / image).read_bytes() != data:
                 write_bytes(root / image, data)
             subjects.append(Subject(line.id, (image,), (context,), root, where))
