@@ -13,7 +13,20 @@ from collections import Counter
 from itertools import combinations, pairwise, permutations
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.english import bare, capitalised, definite, is_plural, listing, number, plural, sentence, verb
+from opsin.synthesize.checks.words import spoken, word_set, words
+from opsin.synthesize.context import UNCERTAIN
+from opsin.synthesize.english import (
+    NUMBERS,
+    bare,
+    capitalised,
+    definite,
+    is_plural,
+    listing,
+    number,
+    plural,
+    sentence,
+    verb,
+)
 from opsin.synthesize.rules import CLEARLY_APART, YES_NO, centre, region
 from opsin.synthesize.subject import Exchange
 
@@ -29,6 +42,12 @@ MOST_DESCRIBED = 12
 """Different things that a description names."""
 CLEARLY_LARGER = 1.5
 """One area over the other, before a thing is called larger."""
+
+_QUANTIFIED = 3
+"""Words before a noun among which its number is looked for: "two large brown dogs"."""
+_NUMBERS = {word: value for value, word in enumerate(NUMBERS) if value > 1} | {"couple": 2, "pair": 2}
+_MANY = word_set("several many numerous lots group crowd bunch herd flock pile stack row rows")
+_LEAST_MANY = 3
 
 BRIEF_QUESTION = "What does this picture show?"
 
@@ -64,12 +83,22 @@ def reasoning(context: Context, vocabulary: Vocabulary, rng: random.Random) -> t
 
 
 def counts(context: Context) -> dict[str, int]:
-    """How many there are of each name that can be counted: all of them are annotated, one by one."""
+    """How many there are of each name that can be counted: all are annotated, one by one, and no caption says else.
+
+    Of ten and more things of a category, annotators box some and overlook others.
+    """
     if context.exhaustive == "nothing":
         return {}
     crowds = {thing.name for thing in context.things if thing.crowd}
     found = Counter(thing.name for thing in context.things if thing.name and plural(thing.name))
-    return {name: count for name, count in found.items() if name not in crowds}
+    captions = [spoken(caption) for caption in context.captions]
+    return {
+        name: count
+        for name, count in found.items()
+        if name not in crowds
+        and (count < UNCERTAIN or context.exhaustive == "everything")
+        and not any(_tells_another(said, name, count) for said in captions)
+    }
 
 
 def absent(context: Context, vocabulary: Vocabulary) -> list[Thing]:
@@ -98,6 +127,24 @@ def told_count(name: str, count: int) -> str:
 def some_of(thing: Thing) -> str:
     """`"a dog"`; of a crowd, `"several people"`."""
     return f"several {plural(thing.name) or bare(thing.name)}" if thing.crowd else thing.name
+
+
+def _tells_another(said: tuple[str, ...], name: str, count: int) -> bool:
+    """Whether a caption's words tell another number: where annotators disagree, one of them has overlooked some."""
+    many = words(plural(name) or "")
+    for at in range(len(said) - len(many) + 1):
+        if said[at : at + len(many)] != many:
+            continue
+        for word in reversed(said[max(0, at - _QUANTIFIED) : at]):
+            if word in _NUMBERS:
+                if _NUMBERS[word] != count:
+                    return True
+                break
+            if word in _MANY:
+                if count < _LEAST_MANY:
+                    return True
+                break
+    return False
 
 
 def _words(thing: Thing) -> set[str]:

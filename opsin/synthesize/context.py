@@ -32,6 +32,9 @@ class Thing:
         return self.category[0]
 
 
+UNCERTAIN = 10
+"""Annotators of COCO box at most about so many things of a sort and mark the rest as a crowd, or overlook them."""
+
 Exhaustive = Literal["everything", "categories", "nothing"]
 """What the things of a picture are: all that is in it; all of every category that the collection knows (COCO); or only
 some. It decides what may be counted, and what may be called absent."""

@@ -147,8 +147,10 @@ def capitalised(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Capitalised and closed by a full stop, if nothing closes it yet."""
-    return capitalised(text if text.endswith((".", "!", "?")) else f"{text}.")
+    """Capitalised and closed by a full stop, if nothing closes it yet; annotators leave `street,.` and `glass..`."""
+    said = re.sub(r"[\s,;:]+(?=[.!?]*$)", "", text)
+    said = re.sub(r"(?<!\.)\.\.$", ".", said)
+    return capitalised(said if said.endswith((".", "!", "?")) else f"{said}.")
 
 
 def listing(items: Sequence[str]) -> str:

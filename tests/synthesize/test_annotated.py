@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -322,6 +323,47 @@ def test_a_crowd_is_several_and_is_never_counted() -> None:
     context = Context((), things, "categories")
     assert annotated.counts(context) == {}
     assert annotated.description(context, random.Random(0)) == "There are several people at the top."
+
+
+@pytest.mark.parametrize(
+    ("caption", "countable"),
+    [
+        ("Two large dogs on a boat.", True),
+        ("A couple of dogs.", True),
+        ("A dog beside another one, and three people.", True),
+        ("Three dogs run.", False),
+        ("A group of dogs.", False),
+        ("Several small dogs lie about.", False),
+        ("Seen from above: ten dogs.", False),
+    ],
+)
+def test_what_a_caption_counts_otherwise_is_not_counted(caption: str, countable: bool) -> None:
+    """Of a herd, boxes may show two; of two friends, four people are boxed, since some walk in the background."""
+    dog = ("animal", "dog")
+    things = (Thing("a dog", dog, (0.1, 0.1, 0.2, 0.4)), Thing("a dog", dog, (0.5, 0.5, 1, 0.9)))
+    context = Context(("A street.", caption), things, "categories")
+    assert annotated.counts(context) == ({"a dog": 2} if countable else {})
+    assert ("two dogs" in annotated.description(context, random.Random(0))) == countable
+
+
+def test_ten_things_and_more_are_counted_only_where_nothing_is_overlooked() -> None:
+    dogs = [Thing("a dog", ("animal", "dog"), (n / 20, 0.1, n / 20 + 0.05, 0.2)) for n in range(10)]
+    assert annotated.counts(Context((), tuple(dogs[:9]), "categories")) == {"a dog": 9}
+    assert annotated.counts(Context((), tuple(dogs), "categories")) == {}
+    assert annotated.counts(Context((), tuple(dogs), "everything")) == {"a dog": 10}
+
+
+def test_no_thing_is_the_only_one_if_a_caption_tells_of_several() -> None:
+    meter, car = (
+        Thing(f"a {name}", ("x", name), box)
+        for name, box in (("parking meter", (0.0, 0.3, 0.1, 0.9)), ("car", (0.6, 0.1, 0.9, 0.3)))
+    )
+    context = Context(("A couple of parking meters on a street.",), (meter, car), "categories")
+    talks = (annotated.conversation(context, Vocabulary(()), random.Random(seed)) for seed in range(60))
+    said = " ".join(f"{one.question} {one.answer}" for talk in talks for one in talk)
+    assert "There is a car and a parking meter." in said
+    assert "the parking meter" not in said
+    assert "one parking meter" not in said
 
 
 def test_a_thing_on_a_wide_one_is_not_beside_it() -> None:

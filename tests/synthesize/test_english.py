@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from opsin.synthesize.english import noun_phrase, plural
+from opsin.synthesize.english import noun_phrase, plural, sentence
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("two buses and a taxi", "Two buses and a taxi."),
+        ("Two buses go down a street,.", "Two buses go down a street."),
+        ("Ready to be cut .", "Ready to be cut."),
+        ("fries, a glass and condiments..", "Fries, a glass and condiments."),
+        ("What a dog!", "What a dog!"),
+        ("and then ...", "And then..."),
+    ],
+)
+def test_a_caption_as_a_sentence(caption: str, said: str) -> None:
+    assert sentence(caption) == said
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from opsin.synthesize.checks.claims import is_aboard, is_compared, is_denied, is_supposed
 from opsin.synthesize.checks.concepts import noun
 from opsin.synthesize.checks.words import spoken, words
+from opsin.synthesize.context import UNCERTAIN
 from opsin.synthesize.english import NUMBERS
 from opsin.synthesize.outcome import Finding
 
@@ -48,8 +49,6 @@ _HOW_MANY = re.compile(
 _COUNTS = {word: value for value, word in enumerate(NUMBERS) if value > 0} | {
     str(value): value for value in range(1, 1000)
 }
-_UNCERTAIN = 10
-"""Annotators of COCO box at most about so many things of a sort and mark the rest as a crowd."""
 _SEVERAL = re.compile(r"^(?:some|two|three|four|five|six|\d+|several|many)\b|\b(?:bunch|group|pair|crowd|set|row) of\b")
 
 
@@ -105,7 +104,7 @@ class Known:
         for name in counts:
             if wider := (self.table.sayable[name] - {name}) & counts.keys():
                 uncertain |= {name, *wider}
-        return Counter({name: n for name, n in counts.items() if name not in uncertain and n < _UNCERTAIN})
+        return Counter({name: n for name, n in counts.items() if name not in uncertain and n < UNCERTAIN})
 
     def told(self, name: str) -> set[int]:
         """The numbers of a thing that captions tell."""
