@@ -150,6 +150,13 @@ def test_another_language(expected: str, text: str) -> None:
     assert "language" in answered(text, language=expected, grounded=False)
 
 
+def test_a_sentence_in_another_language() -> None:
+    spanish = "Los pasajeros deben esperar con paciencia en el andén y no en la calle."
+    assert "language" in answered(f"The passengers wait on the platform. {spanish} The train is late.", grounded=False)
+    named = "They are on the way to the restaurant La Casa de los Abuelos, which is near the station."
+    assert "language" not in answered(named, grounded=False)
+
+
 @pytest.mark.parametrize(
     ("language", "text"),
     [
@@ -192,6 +199,23 @@ def test_length_in_words() -> None:
     assert "length" in answered("a " * 11 + "dog.", words=(3, 10))
     assert "length" not in answered("这是一只棕色的狗。", words=(3, 5), language="zh")  # eight letters
     assert "length" in answered("这是一只棕色的狗，躺在沙发上。", words=(3, 5), language="zh")
+
+
+@pytest.mark.parametrize(
+    ("answer", "broken"),
+    [
+        ("The dog lies on the couch and looks at the window, and behind it a", True),
+        ("The dog lies on the couch and looks at the window, and behind it,", True),
+        ("The dog lies on the couch and looks at the window, and behind it is a wall", True),
+        ("The dog lies on the couch and looks at the window, and behind it a wall.", False),
+        ('The dog lies on the couch and looks at the window, and it seems to say "come!"', False),
+        ("A brown dog on a couch", False),
+    ],
+)
+def test_answers_that_break_off(answer: str, broken: bool) -> None:
+    """Some servers say `stop` of what they have cut."""
+    assert ("cut" in answered(answer, grounded=False)) == broken
+    assert "cut" not in answered(answer, grounded=False, language="th")  # which has no full stop
 
 
 def test_repetition() -> None:

@@ -106,6 +106,15 @@ def test_a_question_must_not_presuppose_what_is_absent() -> None:
         ("a tree", "It supports insects, birds, and other wildlife, promoting biodiversity."),
         ("a train", "It adds a touch of human presence to the hills."),
         ("a sandwich", "Several individual pieces lie around it."),
+        ("a clock", "The center is reached by car or motorcycle, or by bus."),
+        ("a sink", "A small potted plant can give even a tiny room an airy look."),
+        ("a couch", "Leather is practical for households with children or a dog."),
+        ("a bed", "It is a good choice for both business travelers and tourists."),
+        ("a motorcycle", "In other cities the riders have to pay at a parking meter."),
+        ("a surfboard", "It is important to wear a helmet and to carry a backpack."),
+        ("a keyboard", "This suggests that someone was working here not long ago."),
+        ("a toothbrush", "Two of them indicate that two people share this bathroom."),
+        ("a stop sign", "Someone has added graffiti below it."),
     ],
 )
 def test_what_is_said_of_things_in_general_is_no_claim(there: str, answer: str) -> None:
@@ -127,6 +136,13 @@ def test_what_is_said_of_things_in_general_is_no_claim(there: str, answer: str) 
         ("The shade helps pedestrians who are crossing.", "pedestrians"),
         ("The umbrella invites people, dogs and cats sleeping on it.", "cats"),
         ("Visitors can see a dog under the umbrella.", "dog"),
+        ("A dog can be seen.", "dog"),
+        ("The dog can rest in the chair.", "dog"),
+        ("It is easier to see a dog that stands behind it.", "dog"),
+        ("Someone is sitting in the chair.", "someone"),
+        ("This suggests that a dog and a cat live there.", "dog"),
+        ("The chair is surrounded by dogs.", "dogs"),
+        ("Somebody sits by a car.", "car"),
     ],
 )
 def test_what_is_said_to_be_there_is_a_claim(answer: str, claimed: str) -> None:
@@ -196,9 +212,44 @@ def test_the_things_of_the_collection_are_known_as_well() -> None:
     assert lost("What is here?", "An animal, a red fox.", fox) == set()
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "denied"),
+    [
+        ("Is there a sink in the kitchen?", "No.", "sink"),
+        ("Is there any sink visible in this picture?", "No, there is not.", "sink"),
+        ("Are there any knives?", "No, I see none.", "knives"),
+        ("Does the cook have one?", "No, there is no knife in the picture.", "knife"),
+        ("What is it like?", "It is tidy. There are no knives.", "knives"),
+        ("What is it like?", "There isn't a sink in the scene, but it is tidy.", "sink"),
+        ("Is there anyone?", "There are no people in the kitchen.", "people"),
+    ],
+)
+def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -> None:
+    (finding,) = hallucination([Exchange(question, answer)], known("a sink", "a knife", "a person"))
+    assert finding.text == f"answer 1 denies {denied!r}, which the picture has"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Is there a red sink in the kitchen?", "No."),
+        ("Is there a knife in the sink?", "No, there is no knife in the sink."),
+        ("Is there a knife in the background?", "No, there is no knife in the background."),
+        ("Are there any children in the scene?", "No, there are no children visible; only a man can be seen."),
+        ("Are there other people?", "No, there are no other people in the picture."),
+        ("Is there a cat?", "No, there is no cat."),
+        ("What is it like?", "There are no people sitting down."),
+    ],
+)
+def test_of_what_has_a_box_another_sort_or_place_may_be_denied(question: str, answer: str) -> None:
+    here = known("a sink", "a knife", "a person")
+    assert list(hallucination([Exchange(question, answer)], here)) == []
+
+
 def test_more_things_than_there_are() -> None:
     two = known("a dog", "a dog", "a couch")
     assert list(count([Exchange("What is here?", "Three brown dogs play.")], two))
+    assert list(count([Exchange("What is here?", "Fifteen dogs play.")], two))
     assert not list(count([Exchange("What is here?", "Two dogs play.")], two))
     assert not list(count([Exchange("What is here?", "One dog plays and one sleeps.")], two))
     (finding,) = count([Exchange("How many dogs are there?", "There is one dog.")], two)

@@ -34,6 +34,17 @@ _THOUGHT = re.compile(
 """What a scene is good for, or a sign of: things without a determiner behind it are things in general ("an umbrella
 protects people from the sun")."""
 _DEFINITE = word_set("the this that these those his her its their my your our")
+_INFERRED = re.compile(r"\b(?:suggest|indicat|impl)\w* that\b")
+"""What a scene lets one guess: of people, that somebody was here, or works here."""
+_DID = word_set("has had left")
+_SOMEONE = word_set("someone somebody")
+_IN_GENERAL = re.compile(
+    r"\b(?:perfect|ideal|great|good|excellent|suitable|practical|convenient|popular|useful|choice|place|spot|space"
+    r"|option|setting|environment) for\b|\bin (?:others\b|(?:some|many|most|other|certain) (?:cities|countries|places"
+    r"|areas|cases|regions|homes|cultures)\b)|\b(?:important|necessary|advisable|essential|best|better|wise|crucial"
+    r"|easier) to\b(?! (?:see|spot|notice))"
+)
+"""Behind these a text speaks of what may be, or of other places, to the end of the clause."""
 _WINDOW = 8
 """Words before a thing among which such a verb is looked for, since it may have a list: "supporting insects, birds, and
 other wildlife"."""
@@ -65,9 +76,27 @@ def is_supposed(said: tuple[str, ...], mention: Mention, *, asked: bool) -> bool
         return not _CONDITIONS.isdisjoint(before)  # "what could the duck do?" takes the duck for granted
     if not _SUPPOSED.isdisjoint(before) or not _MODALS.isdisjoint(after[:2]):
         return True
+    if after[:1] == ("can",) and _PERCEIVED.isdisjoint(after[1:2]) and _DEFINITE.isdisjoint(before[-3:]):
+        return True  # "a plant can give a room an airy look"
     if definite and after[:1] and after[0] in _BE and not _HEDGES.isdisjoint(after[1:2]):
         return True  # "the person is likely to come back"
+    if "person" in mention.things and _is_guessed(before, said[mention.end - 1], after):
+        return True
+    if _IN_GENERAL.search(" ".join(before)) or _is_means(before, said[mention.end - 1]):
+        return True
     return _is_general(before, said[mention.end - 1], after)
+
+
+def _is_guessed(before: tuple[str, ...], head: str, after: tuple[str, ...]) -> bool:
+    """Whether it is somebody who must be, or must have been there: "suggesting that a guest slept here"."""
+    return _INFERRED.search(" ".join(before)) is not None or (head in _SOMEONE and not _DID.isdisjoint(after[:1]))
+
+
+def _is_means(before: tuple[str, ...], head: str) -> bool:
+    """Whether it is a way to travel: "by car or motorcycle"."""
+    near = before[-3:]
+    several = head.endswith("s") and not head.endswith("us")  # a bus
+    return "by" in near and not several and DETERMINERS.isdisjoint(near[near.index("by") :])
 
 
 def _is_general(before: tuple[str, ...], head: str, after: tuple[str, ...]) -> bool:

@@ -18,7 +18,7 @@ from opsin.synthesize.checks.hallucination import Known, count, hallucination
 from opsin.synthesize.checks.injection import injection
 from opsin.synthesize.checks.language import language
 from opsin.synthesize.checks.leakage import leakage
-from opsin.synthesize.checks.length import length, repetition
+from opsin.synthesize.checks.length import CUT, length, repetition, unfinished
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opsin.synthesize.request import Finish
     from opsin.synthesize.subject import Exchange
 
-CUT, EMPTY, REFUSAL, SIZE = "cut", "empty", "refusal", "size"
+EMPTY, REFUSAL, SIZE = "empty", "refusal", "size"
 
 MOST_CHARACTERS = 100_000
 """Of a whole answer: some hundred times what any kind asks for."""
@@ -119,8 +119,9 @@ def _findings(
     yield from language(exchanges, expected.language)
     yield from length(exchanges, expected)
     yield from repetition(exchanges)
-    if not documents:  # there, a question may quote what is written around its answer
+    if not documents:  # there, a question may quote what is written around its answer, and an answer a heading
         yield from leakage(exchanges)
+        yield from unfinished(exchanges, expected)
     yield from injection(said, contexts)
     yield from chatter(said)
 

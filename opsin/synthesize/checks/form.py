@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "schema"
 
-_ENDS = frozenset("?.!:;)]}\"'”’»。？！：；）」』…؟।॥~`*")
-_UNPUNCTUATED = frozenset({"th", "lo", "km", "my"})
-"""Languages that write no mark at the end of a question."""
+ENDS = frozenset("?.!:;)]}\"'”’»。？！：；）」』…؟।॥~`*")
+UNPUNCTUATED = frozenset({"th", "lo", "km", "my"})
+"""Languages that write no mark at the end of a question or a sentence."""
 _SEPARATOR = re.compile(r"(?m)^\s*(?:={3,}|(?:\*\*|#+ *)?(?:question|answer)(?: *\d+)?:)", re.IGNORECASE)
 
 
@@ -43,7 +43,7 @@ def _one(number: int, exchange: Exchange, expected: Expected) -> Iterator[Findin
             yield Finding(SCHEMA, f"{name} {number} is empty")
         elif found := _SEPARATOR.search(text):
             yield Finding(SCHEMA, f"{name} {number} holds a mark of the form, {shown(found[0])}")
-    if question and question[-1] not in _ENDS and expected.language.split("-")[0] not in _UNPUNCTUATED:
+    if question and question[-1] not in ENDS and expected.language.split("-")[0] not in UNPUNCTUATED:
         yield Finding(
             SCHEMA, f"question {number} does not end as a question or an instruction: {shown(question[-60:])}"
         )

@@ -17,7 +17,7 @@ from opsin.synthesize.checks.claims import is_aboard, is_compared, is_denied, is
 from opsin.synthesize.checks.concepts import noun
 from opsin.synthesize.checks.words import spoken, words
 from opsin.synthesize.context import UNCERTAIN
-from opsin.synthesize.english import NUMBERS
+from opsin.synthesize.english import NUMBERS, plural
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -34,10 +34,14 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
-_ASKS_IF_THERE = re.compile(
-    r"(?i)^\W*(?:is|are) there (?:an?|any|some) [\w'-]+(?: [\w'-]+)?(?: (?:visible )?in (?:the|this) \w+)?\?\W*$"
+_ANYWHERE = (
+    r"(?: (?:visible|present|shown|seen))?(?: (?:in|on|at) (?:the|this) (?:picture|image|photo|photograph|scene|kitchen"
+    r"|bathroom|bedroom|living room|room|office|street|road|park|field|yard|garden|restaurant|station|shop|beach))?\W*$"
 )
+"""Behind a thing: where it is looked for in the whole picture, not beside another thing or in a part of it."""
+_ASKS_IF_THERE = re.compile(rf"(?i)^\W*(?:is|are) there (?:an?|any|some) ([\w' -]+?){_ANYWHERE}")
 _SAYS_NO = re.compile(r"(?i)^\W*no\b")
+_SAYS_NONE_THERE = re.compile(rf"(?i)^\W*there (?:is|are)(?: no|n't any|n't an?| not any) ([\w' -]+?){_ANYWHERE}")
 _DENIES = re.compile(
     r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
     r"|(?:there|it|they|he|she|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
@@ -46,7 +50,11 @@ _HOW_MANY = re.compile(
     r"(?i)^\W*how many ([\w' -]+?) (?:are|can be|can|do)(?: there| visible| shown| present| seen| you see| you count)?"
     r"(?: in (?:the|this) (?:picture|image|photo|scene))?\W*$"
 )
-_COUNTS = {word: value for value, word in enumerate(NUMBERS) if value > 0} | {
+_TEENS = (
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+    *("sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_COUNTS = {word: value for value, word in enumerate((*NUMBERS, *_TEENS)) if value > 0} | {
     str(value): value for value in range(1, 1000)
 }
 _SEVERAL = re.compile(r"^(?:some|two|three|four|five|six|\d+|several|many)\b|\b(?:bunch|group|pair|crowd|set|row) of\b")
@@ -71,12 +79,10 @@ class Known:
         return frozenset().union(*(self.table.sayable[thing] for mention in mentions for thing in mention.things))
 
     @cached_property
-    def annotated(self) -> frozenset[str]:
-        """The things that have boxes, by their narrowest names."""
-        names = (noun(thing.name) for context in self.contexts for thing in context.things)
-        return frozenset(
-            thing for name in names for one in self.table.mentions(name, strict=False) for thing in one.things
-        )
+    def boxed(self) -> frozenset[tuple[str, ...]]:
+        """What things with boxes are called by their annotators, one and several: `sink`, `sinks`."""
+        names = {thing.name for context in self.contexts for thing in context.things if thing.name}
+        return frozenset(noun(form) for name in names for form in (name, plural(name)) if form)
 
     def has(self, mention: Mention, said: tuple[str, ...]) -> bool:
         """Whether the mentioned thing is there, perhaps in other words: a ball where there is a basketball."""
@@ -135,13 +141,18 @@ def hallucination(exchanges: Sequence[Exchange], known: Known) -> Iterator[Findi
             yield Finding(HALLUCINATION, f"question {number} speaks of {_named(asked.lost)}, which the picture has not")
         # What a question only compares with, its answer may speak of.
         lost = {word: things for word, things in answered.lost.items() if not things & (asked.aside | asked.all_lost)}
-        if _ASKS_IF_THERE.search(exchange.question) and _SAYS_NO.search(exchange.answer):
-            there = list(known.table.mentions(spoken(exchange.question), strict=True))
-            # Behind "is there a" stands the thing itself: of a dog, a red dog may be denied.
-            if len(there) == 1 and there[0].start == 3 and known.annotated & set(there[0].things):
-                yield Finding(HALLUCINATION, f"answer {number} denies {there[0].things[0]!r}, which the picture has")
+        for name in sorted(_denied(exchange) & known.boxed):
+            yield Finding(HALLUCINATION, f"answer {number} denies {' '.join(name)!r}, which the picture has")
         if lost:
             yield Finding(HALLUCINATION, f"answer {number} speaks of {_named(lost)}, which the picture has not")
+
+
+def _denied(exchange: Exchange) -> set[tuple[str, ...]]:
+    """What is said not to be anywhere in the picture, in its own words: of a dog, a red dog may be denied."""
+    found = [_SAYS_NONE_THERE.search(clause or "") for clause in _CLAUSE.split(exchange.answer)]
+    if _SAYS_NO.search(exchange.answer):
+        found.append(_ASKS_IF_THERE.search(exchange.question))
+    return {spoken(one[1]) for one in found if one is not None}
 
 
 def _named(lost: dict[str, set[str]]) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.words import words
+from opsin.synthesize.checks.words import sentences, shown, words
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ _MOST_FOREIGN = 20
 """A few letters of another script are a name ("Coca-Cola"), or a quotation; so many are a language."""
 _FEWEST_WORDS = 6
 """Fewer words decide nothing: "Yes", "2", "Pizza" are the same in many languages."""
-_FEWEST_COMMON = 3
+_FEWEST_COMMON, _FEWEST_COMMON_OF_SENTENCE = 3, 5
+"""Common words of another language that a text, or one sentence of it, must have: a name may have two or three."""
 _MUCH_MORE = 2.0
 """So many times the common words of the expected language must another one have: some are common to both."""
 _FEWEST_KANA = 0.1
@@ -76,7 +77,7 @@ _FEWEST_KANA = 0.1
 
 
 def language(exchanges: Sequence[Exchange], expected: str) -> Iterator[Finding]:
-    """Questions, or answers, that are in another language for the greater part. What is too short is let pass."""
+    """Questions, or answers, in another language for the greater part, or a whole sentence; short ones are let pass."""
     code = expected.lower().split("-")[0]
     for name, text in (
         ("questions", "\n".join(exchange.question for exchange in exchanges)),
@@ -85,6 +86,11 @@ def language(exchanges: Sequence[Exchange], expected: str) -> Iterator[Finding]:
         found = _other_script(text, code) or _other_language(text, code)
         if found:
             yield Finding(LANGUAGE, f"the {name} are in {found}, and {expected!r} is asked for")
+            continue
+        for sentence in sentences(text):
+            if foreign := _other_language(sentence, code, fewest=_FEWEST_COMMON_OF_SENTENCE):
+                yield Finding(LANGUAGE, f"of the {name}, {shown(sentence)} is in {foreign}, and not in {expected!r}")
+                break
 
 
 def _other_script(text: str, code: str) -> str:
@@ -108,7 +114,7 @@ def _other_script(text: str, code: str) -> str:
     return ""
 
 
-def _other_language(text: str, code: str) -> str:
+def _other_language(text: str, code: str, fewest: int = _FEWEST_COMMON) -> str:
     """Another language of the same script that has far more of its common words in the text."""
     if code not in _COMMON:
         return ""
@@ -117,6 +123,6 @@ def _other_language(text: str, code: str) -> str:
         return ""
     votes = Counter(name for word in said for name in _SPEAKERS.get(word, ()))
     most = max(votes, key=lambda name: votes[name], default=code)
-    if most != code and votes[most] >= _FEWEST_COMMON and votes[most] >= _MUCH_MORE * votes[code]:
+    if most != code and votes[most] >= fewest and votes[most] >= _MUCH_MORE * votes[code]:
         return f"the language {most!r}"
     return ""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from opsin.synthesize.checks.form import ENDS, UNPUNCTUATED
 from opsin.synthesize.checks.words import number_of_words, sentences, shown, words
 from opsin.synthesize.outcome import Finding
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 
 LENGTH = "length"
 REPETITION = "repetition"
+CUT = "cut"
 
 _RUN = 4
 """Words of a run that is looked for again, and the fewest of a sentence that must not be there twice."""
 _FEWEST_WORDS = 16
+_FEWEST_OF_SENTENCE = 12
+"""Words from which an answer is a sentence: shorter ones are often none ("a dog and two cats")."""
 _LOOP = 0.4
 """Share of runs that were there before, from which a text is a loop; of a list ("there is a ...") it is about 0.25."""
 _SAME_CHARACTER = re.compile(r"([^\s\d.=_*-])\1{19,}")
@@ -32,6 +36,16 @@ def length(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Findin
         count = number_of_words(exchange.answer)
         if not fewest <= count <= most:
             yield Finding(LENGTH, f"answer {number} has {count:,} words, and {fewest:,} to {most:,} are asked for")
+
+
+def unfinished(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
+    """Answers that break off in the middle of a sentence, whatever the endpoint says of their end."""
+    if expected.language.split("-")[0] in UNPUNCTUATED:
+        return
+    for number, exchange in enumerate(exchanges, 1):
+        answer = exchange.answer.strip()
+        if answer and answer[-1] not in ENDS and number_of_words(answer) >= _FEWEST_OF_SENTENCE:
+            yield Finding(CUT, f"answer {number} breaks off in a sentence: {shown(answer[-60:])}")
 
 
 def repetition(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
