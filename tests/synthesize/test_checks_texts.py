@@ -153,6 +153,8 @@ def test_another_language(expected: str, text: str) -> None:
 def test_a_sentence_in_another_language() -> None:
     spanish = "Los pasajeros deben esperar con paciencia en el andén y no en la calle."
     assert "language" in answered(f"The passengers wait on the platform. {spanish} The train is late.", grounded=False)
+    chinese = "乘客们在站台上耐心等待火车。"
+    assert "language" in answered(f"The passengers wait on the platform of the station. {chinese}", grounded=False)
     named = "They are on the way to the restaurant La Casa de los Abuelos, which is near the station."
     assert "language" not in answered(named, grounded=False)
 
@@ -295,6 +297,8 @@ def test_plain_signs_are_no_control_tokens() -> None:
         ("What is the brown dog that lies on the couch?", "A dog.", True),
         ("Is the dog brown?", "Yes, the dog is brown.", False),
         ("Is it a dog or a couch?", "A dog.", False),
+        ("Does a couch give a tired dog a soft place to rest?", "A couch gives a tired dog a soft place.", True),
+        ("Does a couch give a tired dog a soft place to rest?", "It gives a tired dog a soft place.", False),
         ("Which is it? (A) dog (B) couch", "dog", False),
         ("Where is the dog?", "The dog is on the couch.", False),
         ("How many dogs are there?", "1", False),

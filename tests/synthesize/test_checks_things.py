@@ -106,12 +106,8 @@ def test_a_question_must_not_presuppose_what_is_absent() -> None:
         ("a tree", "It supports insects, birds, and other wildlife, promoting biodiversity."),
         ("a train", "It adds a touch of human presence to the hills."),
         ("a sandwich", "Several individual pieces lie around it."),
-        ("a clock", "The center is reached by car or motorcycle, or by bus."),
         ("a sink", "A small potted plant can give even a tiny room an airy look."),
-        ("a couch", "Leather is practical for households with children or a dog."),
         ("a bed", "It is a good choice for both business travelers and tourists."),
-        ("a motorcycle", "In other cities the riders have to pay at a parking meter."),
-        ("a surfboard", "It is important to wear a helmet and to carry a backpack."),
         ("a keyboard", "This suggests that someone was working here not long ago."),
         ("a toothbrush", "Two of them indicate that two people share this bathroom."),
         ("a stop sign", "Someone has added graffiti below it."),
@@ -147,6 +143,50 @@ def test_what_is_said_of_things_in_general_is_no_claim(there: str, answer: str) 
 )
 def test_what_is_said_to_be_there_is_a_claim(answer: str, claimed: str) -> None:
     assert claimed in lost("What is here?", answer, known("an umbrella", "a chair"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The center is reached by car or motorcycle, or by bus.",
+        "Leather is practical for households with a dog, and a blanket protects it from the cat.",
+        "In other cities the owners have to pay at a parking meter, or for blocking a fire hydrant.",
+        "It is important to wear a helmet and to carry a backpack with a bottle of water.",
+        "Some keep a top tier in the freezer or the refrigerator.",
+        "A balanced approach combines technology with books and board games.",
+        "Anyone who goes by bicycle can be hit by trucks.",
+        "Many families bring an umbrella, and leave the dog at home.",
+    ],
+)
+def test_an_answer_that_reasons_may_speak_of_anything(answer: str) -> None:
+    exchanges = [Exchange("Why is that so?", answer)]
+    assert list(hallucination(exchanges, known("a chair", "a clock"), reasoned=True)) == []
+    assert list(hallucination(exchanges, known("a chair", "a clock"))) != []
+
+
+@pytest.mark.parametrize(
+    ("answer", "claimed"),
+    [
+        ("There is also a bottle, so they may be thirsty.", "bottle"),
+        ("The bicycle next to the chair shows how they came.", "bicycle"),
+        ("A vase of flowers decorates the chair.", "vase"),
+        ("A bicycle is chained to the pole, which is a risk.", "bicycle"),
+        ("The dog lying under it could be hurt.", "dog"),
+        ("She is carrying an umbrella because of the weather.", "umbrella"),
+        ("The cat that is asleep does not care.", "cat"),
+        ("The boy is reading a book to pass the time.", "book"),
+        ("In the background a train can be seen, so it is a station.", "train"),
+        ("A truck stands across the road, which blocks the traffic.", "truck"),
+    ],
+)
+def test_what_an_answer_that_reasons_places_in_the_picture_is_a_claim(answer: str, claimed: str) -> None:
+    found = hallucination([Exchange("Why is that so?", answer)], known("a chair", "a clock"), reasoned=True)
+    assert claimed in {word for finding in found for word in re.findall(r"'([^']+)'", finding.text)}
+
+
+def test_the_question_of_an_answer_that_reasons_presupposes_as_any_other() -> None:
+    exchanges = [Exchange("Why is the dog asleep?", "It is tired.")]
+    assert list(hallucination(exchanges, known("a chair"), reasoned=True))
 
 
 @pytest.mark.parametrize("answer", ["The driver is leaning out.", "Passengers are boarding.", "A passenger waving."])

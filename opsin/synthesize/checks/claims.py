@@ -38,13 +38,10 @@ _INFERRED = re.compile(r"\b(?:suggest|indicat|impl)\w* that\b")
 """What a scene lets one guess: of people, that somebody was here, or works here."""
 _DID = word_set("has had left")
 _SOMEONE = word_set("someone somebody")
-_IN_GENERAL = re.compile(
-    r"\b(?:perfect|ideal|great|good|excellent|suitable|practical|convenient|popular|useful|choice|place|spot|space"
-    r"|option|setting|environment) for\b|\bin (?:others\b|(?:some|many|most|other|certain) (?:cities|countries|places"
-    r"|areas|cases|regions|homes|cultures)\b)|\b(?:important|necessary|advisable|essential|best|better|wise|crucial"
-    r"|easier) to\b(?! (?:see|spot|notice))"
+_SUITED = re.compile(
+    r"\b(?:perfect|ideal|great|good|excellent|suitable|popular|choice|place|spot|space|setting|environment) for\b"
 )
-"""Behind these a text speaks of what may be, or of other places, to the end of the clause."""
+"""Behind these a text speaks of what may be, to the end of the clause: "ideal for hosting friends"."""
 _WINDOW = 8
 """Words before a thing among which such a verb is looked for, since it may have a list: "supporting insects, birds, and
 other wildlife"."""
@@ -82,7 +79,7 @@ def is_supposed(said: tuple[str, ...], mention: Mention, *, asked: bool) -> bool
         return True  # "the person is likely to come back"
     if "person" in mention.things and _is_guessed(before, said[mention.end - 1], after):
         return True
-    if _IN_GENERAL.search(" ".join(before)) or _is_means(before, said[mention.end - 1]):
+    if _SUITED.search(" ".join(before)):
         return True
     return _is_general(before, said[mention.end - 1], after)
 
@@ -90,13 +87,6 @@ def is_supposed(said: tuple[str, ...], mention: Mention, *, asked: bool) -> bool
 def _is_guessed(before: tuple[str, ...], head: str, after: tuple[str, ...]) -> bool:
     """Whether it is somebody who must be, or must have been there: "suggesting that a guest slept here"."""
     return _INFERRED.search(" ".join(before)) is not None or (head in _SOMEONE and not _DID.isdisjoint(after[:1]))
-
-
-def _is_means(before: tuple[str, ...], head: str) -> bool:
-    """Whether it is a way to travel: "by car or motorcycle"."""
-    near = before[-3:]
-    several = head.endswith("s") and not head.endswith("us")  # a bus
-    return "by" in near and not several and DETERMINERS.isdisjoint(near[near.index("by") :])
 
 
 def _is_general(before: tuple[str, ...], head: str, after: tuple[str, ...]) -> bool:

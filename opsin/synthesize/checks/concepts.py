@@ -26,7 +26,7 @@ DETERMINERS = word_set(
 )
 _AFTER_NOUN = word_set(
     "is are was were has have had and or but on in at by with of to from near next beside behind under above over "
-    "that which who while as for it into onto there here can will does do stands sits lies"
+    "that which who while as for it into onto there here can will does do stands sits lies hangs stand sit lie hang"
 )
 
 

@@ -114,7 +114,9 @@ def _findings(
         yield from coordinates(exchanges, " ".join(text for one in contexts for text in (*one.captions, one.text)))
     if is_looked_up(expected, options):
         refuses = options.hallucination == "refuse"
-        yield from (replace(finding, refuses=refuses) for finding in hallucination(exchanges, known))
+        yield from (
+            replace(finding, refuses=refuses) for finding in hallucination(exchanges, known, reasoned=expected.reasoned)
+        )
         yield from (replace(finding, refuses=refuses) for finding in count(exchanges, known))
     yield from language(exchanges, expected.language)
     yield from length(exchanges, expected)

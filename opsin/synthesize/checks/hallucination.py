@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.claims import is_aboard, is_compared, is_denied, is_supposed
 from opsin.synthesize.checks.concepts import noun
+from opsin.synthesize.checks.placed import is_placed
 from opsin.synthesize.checks.words import spoken, words
 from opsin.synthesize.context import UNCERTAIN
 from opsin.synthesize.english import NUMBERS, plural
@@ -128,13 +129,13 @@ class Known:
                 yield from thing.category
 
 
-def hallucination(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
-    """Things that are claimed or presupposed, and are not there."""
+def hallucination(exchanges: Sequence[Exchange], known: Known, *, reasoned: bool = False) -> Iterator[Finding]:
+    """Things that are claimed or presupposed, and are not there; `reasoned` answers may speak of others as well."""
     if not known.words:
         return
     for number, exchange in enumerate(exchanges, 1):
         asked = _Claims(exchange.question, known, asked=True)
-        answered = _Claims(exchange.answer, known, asked=False)
+        answered = _Claims(exchange.answer, known, asked=False, reasoned=reasoned)
         denied = _DENIES.search(exchange.answer) is not None
         offered = _ASKS_WHETHER.search(exchange.question) is not None and " or " in exchange.question
         if asked.lost and not denied and not offered:
@@ -162,7 +163,7 @@ def _named(lost: dict[str, set[str]]) -> str:
 class _Claims:
     """The things of a text that are not there: `lost` are claimed, `aside` only compared with (and all they are)."""
 
-    def __init__(self, text: str, known: Known, *, asked: bool) -> None:
+    def __init__(self, text: str, known: Known, *, asked: bool, reasoned: bool = False) -> None:
         self.lost: dict[str, set[str]] = {}
         self.aside: set[str] = set()
         for clause in _CLAUSE.split(text):
@@ -171,6 +172,8 @@ class _Claims:
             said = spoken(clause)
             for mention in known.table.mentions(said, strict=True):
                 if known.has(mention, said) or is_denied(said, mention, clause):
+                    continue
+                if reasoned and not is_placed(said, mention, known.words):
                     continue
                 if is_compared(said, mention):
                     self.aside.update(*(known.table.sayable[thing] for thing in mention.things))

@@ -68,8 +68,10 @@ _MOST_FOREIGN = 20
 """A few letters of another script are a name ("Coca-Cola"), or a quotation; so many are a language."""
 _FEWEST_WORDS = 6
 """Fewer words decide nothing: "Yes", "2", "Pizza" are the same in many languages."""
-_FEWEST_COMMON, _FEWEST_COMMON_OF_SENTENCE = 3, 5
+_FEWEST_COMMON, _FEWEST_COMMON_OF_SENTENCE = 3, 4
 """Common words of another language that a text, or one sentence of it, must have: a name may have two or three."""
+_FEWEST_LETTERS = 6
+"""Of another script in one sentence: fewer may be a sign that is read out."""
 _MUCH_MORE = 2.0
 """So many times the common words of the expected language must another one have: some are common to both."""
 _FEWEST_KANA = 0.1
@@ -88,12 +90,14 @@ def language(exchanges: Sequence[Exchange], expected: str) -> Iterator[Finding]:
             yield Finding(LANGUAGE, f"the {name} are in {found}, and {expected!r} is asked for")
             continue
         for sentence in sentences(text):
-            if foreign := _other_language(sentence, code, fewest=_FEWEST_COMMON_OF_SENTENCE):
+            if foreign := _other_script(sentence, code, fewest=_FEWEST_LETTERS) or _other_language(
+                sentence, code, fewest=_FEWEST_COMMON_OF_SENTENCE
+            ):
                 yield Finding(LANGUAGE, f"of the {name}, {shown(sentence)} is in {foreign}, and not in {expected!r}")
                 break
 
 
-def _other_script(text: str, code: str) -> str:
+def _other_script(text: str, code: str, fewest: int = 1) -> str:
     """The script that a text is in, if it is not one of the language."""
     scripts = ("Latin",) if text.isascii() else tuple(_LETTERS)
     counts = {name: len(_LETTERS[name].findall(text)) for name in scripts}
@@ -103,7 +107,7 @@ def _other_script(text: str, code: str) -> str:
     wanted = _OF_LANGUAGE.get(code, ("Latin",))
     right = sum(counts.get(name, 0) for name in wanted)
     most = max(counts, key=lambda name: counts[name])
-    if most not in wanted and right < sum(counts.values()) / 2:
+    if counts[most] >= fewest and most not in wanted and right < sum(counts.values()) / 2:
         # A Latin word is no sign: names and units are written so in all languages.
         return f"{most} letters" if most != "Latin" or counts[most] >= _MOST_FOREIGN else ""
     kana, han = counts.get("kana", 0), counts.get("Han", 0)

@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 LEAKAGE = "leakage"
 
-CHOICE = re.compile(
+_OFFERS = re.compile(r"(?i)\bor\b|\boptions?\b|\bchoices?\b|\([a-e]\)|\b[A-E][.)]\s|\n")
+_ASKS_WHETHER = re.compile(
     r"(?i)^\W*(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should|may|might)(?:n't)?\b"
-    r"|\bor\b|\boptions?\b|\bchoices?\b|\([a-e]\)|\b[A-E][.)]\s|\n"
 )
-"""Yes/no questions, and those that offer the answers: these hold their answers by right."""
+_DECIDES = re.compile(
+    r"(?i)^\W*(?:yes|no|not|yeah|it|there|this|that|these|they|he|she|possibly|probably|likely|perhaps|maybe)\b"
+)
+"""Questions that offer answers, and yes/no questions whose answer is a decision, hold their answers by right."""
 
 _LEAKED = 0.9
 """Share of an answer's telling words that stand in its question; a long answer may add a word that tells nothing."""
+
+
+def _may_hold_its_answer(exchange: Exchange) -> bool:
+    if _OFFERS.search(exchange.question):
+        return True
+    return _ASKS_WHETHER.search(exchange.question) is not None and _DECIDES.search(exchange.answer) is not None
 
 
 def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
@@ -35,7 +44,7 @@ def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
         told = content(exchange.answer)
         if (
             told
-            and not CHOICE.search(exchange.question)
+            and not _may_hold_its_answer(exchange)
             and len(told & content(exchange.question)) >= _LEAKED * len(told)
         ):
             yield Finding(LEAKAGE, f"question {number} holds its own answer: {shown(exchange.question)}")

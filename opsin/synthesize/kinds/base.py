@@ -36,6 +36,8 @@ class Expected:
     language: str = "en"
     grounded: bool = True
     """Whether the things it mentions must be in the contexts."""
+    reasoned: bool = False
+    """Whether its answers speak of more than the picture, so that only what they place into it is looked up."""
     free_of_positions: bool = True
     """Whether numbers that look like coordinates are refused."""
 

@@ -23,7 +23,7 @@ class Reasoning(SingleKind):
     @property
     def expected(self) -> Expected:
         """One exchange; teachers sometimes make a second one of two thoughts."""
-        return Expected(exchanges=(1, 2), words=(4, 600))
+        return Expected(exchanges=(1, 2), words=(4, 600), reasoned=True)
 
     def query(self, task: Task) -> str:
         """Captions and boxes."""
