@@ -418,6 +418,19 @@ def test_what_the_rules_say_passes() -> None:
     assert number == 900
 
 
+@pytest.mark.parametrize(
+    "part", [" ", "a cat ", "the cat ", ", ", ". ", "- ", "a", "there is no ", "suggests that a cat "], ids=repr
+)
+def test_no_answer_holds_up_the_others(part: str) -> None:
+    """What an endpoint sends is read in one event loop with all others: some took minutes, all take half a second."""
+    text = f"A cat {part * (100_000 // len(part))}."
+    began = time.perf_counter()
+    examine_raw(text, "stop")
+    assert checks((f"Is there {text[:5_000]}?", text), words=(1, 800))
+    checks((text, "A dog."), words=(1, 800), reasoned=True)
+    assert time.perf_counter() - began < 10
+
+
 def test_a_usual_answer_takes_about_a_millisecond() -> None:
     """Five hundred answers a second pass through one event loop."""
     sentences = "A brown dog lies on a grey couch and looks at the window. It seems to be tired after a long walk. "

@@ -18,15 +18,15 @@ from opsin.synthesize.checks.hallucination import Known, count, hallucination
 from opsin.synthesize.checks.injection import injection
 from opsin.synthesize.checks.language import language
 from opsin.synthesize.checks.leakage import leakage
-from opsin.synthesize.checks.length import CUT, length, repetition, unfinished
+from opsin.synthesize.checks.length import CUT, repetition, too_long, too_short, unfinished
 from opsin.synthesize.outcome import Finding
+from opsin.synthesize.subject import Exchange
 
 if TYPE_CHECKING:
     from opsin.synthesize.check_values import Checks
     from opsin.synthesize.context import Context, Vocabulary
     from opsin.synthesize.kinds.base import Expected
     from opsin.synthesize.request import Finish
-    from opsin.synthesize.subject import Exchange
 
 EMPTY, REFUSAL, SIZE = "empty", "refusal", "size"
 
@@ -42,6 +42,8 @@ _REFUSES = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
+
+_SPACES = re.compile(r"\s{40,}")
 
 REPAIR = (
     "That answer cannot be used:\n{findings}\n"
@@ -95,10 +97,14 @@ def _findings(
 ) -> Iterator[Finding]:
     if finish != "stop":
         yield Finding(CUT, "the answer did not come to its end")
-    transcripts = {context.text for context in contexts if context.text}
+    exchanges = [Exchange(_squeezed(one.question), _squeezed(one.answer)) for one in exchanges]
+    transcripts = {_squeezed(context.text) for context in contexts if context.text}
     said = [exchange for exchange in exchanges if exchange.answer not in transcripts]
     known_ones = len(exchanges) - len(said)  # read from the source: no teacher wrote them, and none could mend them
     fewest, most = expected.exchanges
+    if excess := tuple(too_long(said, expected)):
+        yield from excess
+        return
     yield from form(said, replace(expected, exchanges=(max(0, fewest - known_ones), most)))
     for number, exchange in enumerate(said, 1):
         if _REFUSES.search(exchange.answer):
@@ -119,13 +125,18 @@ def _findings(
         )
         yield from (replace(finding, refuses=refuses) for finding in count(exchanges, known))
     yield from language(exchanges, expected.language)
-    yield from length(exchanges, expected)
+    yield from too_short(exchanges, expected)
     yield from repetition(exchanges)
     if not documents:  # there, a question may quote what is written around its answer, and an answer a heading
         yield from leakage(exchanges)
         yield from unfinished(exchanges, expected)
     yield from injection(said, contexts)
     yield from chatter(said)
+
+
+def _squeezed(text: str) -> str:
+    """Without long runs of spaces, in which some patterns would look for a beginning at every single one."""
+    return _SPACES.sub(" ", text)
 
 
 def is_looked_up(expected: Expected, options: Checks) -> bool:

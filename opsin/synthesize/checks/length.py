@@ -19,6 +19,8 @@ LENGTH = "length"
 REPETITION = "repetition"
 CUT = "cut"
 
+MOST_OF_QUESTION = 300
+"""Words."""
 _RUN = 4
 """Words of a run that is looked for again, and the fewest of a sentence that must not be there twice."""
 _FEWEST_WORDS = 16
@@ -29,12 +31,21 @@ _LOOP = 0.4
 _SAME_CHARACTER = re.compile(r"([^\s\d.=_*-])\1{19,}")
 
 
-def length(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
-    """Answers that are too short or too long, in words."""
+def too_long(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
+    """Questions and answers of too many words. Nobody should read them further: some checks take the square of that."""
     fewest, most = expected.words
     for number, exchange in enumerate(exchanges, 1):
-        count = number_of_words(exchange.answer)
-        if not fewest <= count <= most:
+        if (count := number_of_words(exchange.question)) > MOST_OF_QUESTION:
+            yield Finding(LENGTH, f"question {number} has {count:,} words, and {MOST_OF_QUESTION} are the most")
+        if (count := number_of_words(exchange.answer)) > most:
+            yield Finding(LENGTH, f"answer {number} has {count:,} words, and {fewest:,} to {most:,} are asked for")
+
+
+def too_short(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
+    """Answers of too few words."""
+    fewest, most = expected.words
+    for number, exchange in enumerate(exchanges, 1):
+        if (count := number_of_words(exchange.answer)) < fewest:
             yield Finding(LENGTH, f"answer {number} has {count:,} words, and {fewest:,} to {most:,} are asked for")
 
 
