@@ -36,6 +36,8 @@ class Imported:
     """Answers that the ledger had already."""
     problems: list[str] = field(default_factory=list)
     """All other lines, each with its place."""
+    came: set[str] = field(default_factory=set)
+    """The keys of all lines, with an answer or without."""
 
 
 def export_batch(requests: Iterable[Request], folder: Path, teacher: OpenAI, ledger: Ledger) -> list[Path]:
@@ -95,7 +97,7 @@ def import_batch(
     A file may be imported again: nothing is kept twice.
 
     Raises:
-        OpsinError: a file cannot be read, or the ledger cannot be written.
+        OpsinError: a file cannot be read, or is one of requests, or the ledger cannot be written.
     """
     imported = Imported()
     waiting: dict[str, Answer] = {}
@@ -108,7 +110,12 @@ def import_batch(
     for path in paths:
         for number, line in _read(path):
             try:
-                key, answer = _answer(line, teacher, asked)
+                value = _line(line)
+                if "body" in value and "response" not in value:
+                    raise OpsinError(f"{path}:{number}: a request: this is a file to upload; import the batch's output")
+                key = value["custom_id"]
+                imported.came.add(key)
+                answer = _answer(value, teacher, asked)
             except (AttemptError, _LineError) as problem:
                 imported.problems.append(f"{path}:{number}: {problem}")
             else:
@@ -142,7 +149,7 @@ def _read(path: Path) -> Iterator[tuple[int, bytes | None]]:
         raise OpsinError(f"{path}: cannot be read ({error.strerror}); correct the path") from None
 
 
-def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], Usage | None]) -> tuple[str, Answer]:
+def _line(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise _LineError(f"longer than {LINE_BYTES:,} bytes")
     try:
@@ -151,14 +158,17 @@ def _answer(line: bytes | None, teacher: OpenAI, asked: Callable[[str], Usage | 
         raise _LineError("not JSON; was the download cut off?") from None
     if not isinstance(value, dict) or not isinstance(value.get("custom_id"), str):
         raise _LineError("not a line of a batch's output: no custom_id")
-    key = value["custom_id"]
-    most = asked(key)
+    return value
+
+
+def _answer(value: dict[str, Any], teacher: OpenAI, asked: Callable[[str], Usage | None]) -> Answer:
+    most = asked(value["custom_id"])
     if most is None:
-        raise _LineError(f"an answer to {printable(key)[:40]!r}, which this recipe does not ask")
+        raise _LineError(f"an answer to {printable(value['custom_id'])[:40]!r}, which this recipe does not ask")
     response = value.get("response")
     content: Any = response.get("body") if isinstance(response, dict) else None
     status = response.get("status_code") if isinstance(response, dict) else None
     if status != 200 or not isinstance(content, dict) or not isinstance(content.get("choices"), list):
         said = value.get("error") or content or "no response"
         raise _LineError(f"no answer (status {status}: {printable(json.dumps(said))})")
-    return key, read_completion(content, teacher, most, batch=True)
+    return read_completion(content, teacher, most, batch=True)

@@ -173,7 +173,7 @@ class Engine:
         sent = False
         try:
             foreseen = expected(most, self._ledger.totals).tokens
-            await self._pace.turn(foreseen)
+            taken = await self._pace.turn(foreseen)
             async with self._noted:
                 self._go_on()
                 sequence, noted = self._ledger.sent(key, most)
@@ -181,7 +181,7 @@ class Engine:
                 await kept(noted)
                 async with self._slots:
                     came, used, written = await self._exchange(sequence, key, content, most)
-            self._pace.correct(used.tokens - foreseen)
+            self._pace.correct(taken, used.tokens)
             await kept(written)
         except OpsinError as error:  # of the ledger, or the reason why everything ends
             raise self._ending(error) from None
@@ -256,7 +256,7 @@ class Engine:
     def _unanswered(self, error: AttemptError, attempts: int) -> OpsinError:
         """The error of a request that is given up; of all of them, if that is so for too many."""
         times = f", asked {attempts} times" if attempts > 1 else ""
-        if error.then is Then.ASK_AGAIN or not self._ledger.totals.answered:
+        if error.then is Then.ASK_AGAIN or not (self._ledger.totals.answered or error.of_this_one):
             self._given_up += 1
         enough = UNREACHED_IN_A_ROW if self._ledger.totals.answered else HOPELESS
         if self._given_up >= enough:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,18 +25,18 @@ class Exported:
     def __init__(self, out: Path) -> None:
         self._path = out / NOTE
 
-    def note(self, files: Sequence[Path], requests: int) -> None:
-        """Remember the files, and how many requests are in them."""
+    def note(self, files: Sequence[Path], keys: Sequence[str]) -> None:
+        """Remember the files, and which requests are in them."""
         if files:
-            write_json(self._path, {"files": [str(path.absolute()) for path in files], "requests": requests})
+            write_json(self._path, {"files": [str(path.absolute()) for path in files], "requests": list(keys)})
 
-    def settle(self, lines: int) -> None:
-        """So many of the requests came back, answered or not; with the last one the note is gone."""
+    def settle(self, keys: Set[str]) -> None:
+        """These requests came back, answered or not; with the last one the note is gone."""
         if not self._path.exists():
             return
         value = json.loads(self._path.read_bytes())
-        value["requests"] -= lines
-        if value["requests"] > 0:
+        value["requests"] = [key for key in value["requests"] if key not in keys]
+        if value["requests"]:
             write_json(self._path, value)
         else:
             self._path.unlink()
@@ -45,10 +45,11 @@ class Exported:
         """Raises OpsinError while answers are awaited: whoever asks as well may pay twice."""
         if self._path.exists():
             value = json.loads(self._path.read_bytes())
+            out = value["requests"]
             raise OpsinError(
-                f"{self._path}: {value['requests']:,} requests of {', '.join(value['files'])} are out as batch files, "
-                "and asking now would pay for them twice; take their answers with --import-batch, or remove that note "
-                "if they were never uploaded"
+                f"{self._path}: {len(out):,} requests of {', '.join(value['files'])} are out as batch files (first "
+                f"{out[0]}), and asking now would pay for them twice; take their answers with --import-batch, those of "
+                "the error file as well; or remove that note if they were never uploaded, or will never be answered"
             )
 
 
@@ -60,7 +61,9 @@ class Affordable:
         self._teacher = teacher
         self._cost = float("inf") if limits.max_cost is None else limits.max_cost - totals.spent.cost
         self._number = float("inf") if limits.max_requests is None else limits.max_requests - totals.requests
-        self.taken = self._left = 0
+        self.keys: list[str] = []
+        """Of the requests that went out."""
+        self._left = 0
         self._most = 0.0
 
     def __iter__(self) -> Iterator[Request]:
@@ -68,16 +71,16 @@ class Affordable:
         for request in self._requests:
             bound = most_of(request, self._teacher)
             cost = 0.0 if price is None else price.of(bound.prompt_tokens, bound.answer_tokens, batch=True).cost
-            if self._left or self._most + cost > self._cost or self.taken >= self._number:
+            if self._left or self._most + cost > self._cost or len(self.keys) >= self._number:
                 self._left += 1
                 continue
-            self.taken += 1
+            self.keys.append(request.key)
             self._most += cost
             yield request
 
     def told(self) -> str:
         """What went out, and what did not."""
-        told = f"{self.taken:,} requests exported: upload the files, and take the answers with --import-batch"
+        told = f"{len(self.keys):,} requests exported: upload the files, and take the answers with --import-batch"
         if self._teacher.price is not None:
             told += f", at most {self._most:,.4f} {self._teacher.price.currency}"
         return told + (f"; {self._left:,} more are over the budget" if self._left else "")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 SECONDS = 60.0
+ROUNDING = 1e-3
+"""Seconds that a clock may be short of a minute: less than that could be no time to sleep at all."""
 PAUSE_JITTER = 0.1
 """Share of a pause over which the requests that it held back begin."""
 
@@ -16,7 +19,7 @@ PAUSE_JITTER = 0.1
 class _Lane:
     """So much per minute, evenly: what takes `amount` keeps the next one waiting for its share of the minute.
 
-    Even spacing never has more than `per_minute` in any minute, and needs no memory of the last one.
+    By itself it has no more than `per_minute` in any minute; what is given back later may fall into another one.
     """
 
     per_minute: float
@@ -33,6 +36,14 @@ class _Lane:
         self.free_at += amount * SECONDS / self.per_minute
 
 
+@dataclass(eq=False)
+class Taken:
+    """A turn: when it was, and the tokens of its request, as expected and then as they were."""
+
+    at: float
+    tokens: float
+
+
 class Pace:
     """Says when a request may begin; turns are given in the order in which they are asked for."""
 
@@ -46,6 +57,7 @@ class Pace:
     ) -> None:
         self._requests = None if requests_per_minute is None else _Lane(requests_per_minute)
         self._tokens = None if tokens_per_minute is None else _Lane(tokens_per_minute)
+        self._minute: deque[Taken] = deque()
         self._nap = nap
         self._clock = clock
         self._paused_until = 0.0
@@ -65,7 +77,7 @@ class Pace:
             self._paused_until = until
             self._spread = seconds * PAUSE_JITTER
 
-    async def turn(self, tokens: float) -> None:
+    async def turn(self, tokens: float) -> Taken:
         """Wait until a request that is expected to take so many tokens may begin."""
         now = self._clock()
         start = now
@@ -78,15 +90,31 @@ class Pace:
             if (wait := start - now) > 0:
                 await self._nap(wait)
             await self.pause()
+            return await self._fits(tokens)
         finally:
             self.waiting -= 1
+
+    async def _fits(self, tokens: float) -> Taken:
+        """Wait until the last minute has room; shares that were given back let requests come closer than it has."""
+        while self._tokens is not None:
+            now = self._clock()
+            while self._minute and self._minute[0].at + SECONDS <= now + ROUNDING:
+                self._minute.popleft()
+            if not self._minute or sum(one.tokens for one in self._minute) + tokens <= self._tokens.per_minute:
+                break
+            await self._nap(self._minute[0].at + SECONDS - now)
+        taken = Taken(self._clock(), tokens)
+        if self._tokens is not None:
+            self._minute.append(taken)
+        return taken
 
     async def pause(self) -> None:
         """Wait until no pause is on; one may begin, or be prolonged, meanwhile."""
         while self._paused_until > self._clock():
             await self._nap(self.paused_for + random.uniform(0.0, self._spread))
 
-    def correct(self, tokens: float) -> None:
-        """A request has taken so many tokens more than was expected of it."""
+    def correct(self, taken: Taken, tokens: float) -> None:
+        """The request of that turn has taken so many tokens."""
         if self._tokens is not None:
-            self._tokens.correct(tokens)
+            self._tokens.correct(tokens - taken.tokens)
+            taken.tokens = tokens

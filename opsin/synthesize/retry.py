@@ -29,6 +29,9 @@ STOPPING = {
 QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 """Codes of a 429 that no waiting helps against."""
 
+OF_THIS_ONE = frozenset({"content_filter", "content_policy_violation", "context_length_exceeded", "invalid_image"})
+"""Codes of a refusal that tells nothing about other requests."""
+
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may be other ones the next time."""
 
@@ -48,7 +51,8 @@ class AttemptError(OpsinError):
     """One attempt that brought no usable answer.
 
     `wait` is the number of seconds that the endpoint asks for. `usage` is what the attempt has cost if that is known;
-    otherwise it may have cost as much as was reserved if `perhaps_charged`, and nothing if not.
+    otherwise it may have cost as much as was reserved if `perhaps_charged`, and nothing if not. `of_this_one`: it is
+    the request's own fault, and no sign that others will fail.
     """
 
     def __init__(
@@ -59,12 +63,14 @@ class AttemptError(OpsinError):
         wait: float | None = None,
         usage: Usage | None = None,
         perhaps_charged: bool = False,
+        of_this_one: bool = False,
     ) -> None:
         super().__init__(problem)
         self.then = then
         self.wait = wait
         self.usage = usage
         self.perhaps_charged = perhaps_charged
+        self.of_this_one = of_this_one
 
 
 class TooLargeError(OpsinError):
@@ -82,7 +88,7 @@ def after_status(status: int, code: str | None, said: str, headers: Mapping[str,
         told = STOPPING.get(status, f"it redirects to {target[:200]}; set that as base_url")
         return AttemptError(f"{told} ({problem})", Then.STOP)
     if status < 500 and status not in PASSING:
-        return AttemptError(f"refused ({problem})", Then.GIVE_UP)
+        return AttemptError(f"refused ({problem})", Then.GIVE_UP, of_this_one=code in OF_THIS_ONE)
     wait = retry_after(headers)
     if wait is not None and wait > LONGEST_ASKED_SECONDS:
         return AttemptError(f"it asks to wait for {wait:,.0f} seconds ({problem}); run again then", Then.STOP)

@@ -150,7 +150,7 @@ def synthesize_by_batch(
                 pending = _unanswered(maker, [one.task for one in outcomes if one.state == "waiting"], ledger)
                 affordable = Affordable(pending, recipe.teacher, recipe.limits, ledger.totals)
                 files = export_batch(affordable, exported, recipe.teacher, ledger)
-                waiting.note(files, affordable.taken)
+                waiting.note(files, affordable.keys)
                 for line in (*(f"batch  {path}" for path in files), affordable.told()):
                     watch.on_line(line)
             return _written(out, maker, outcomes, totals=ledger.totals)
@@ -178,8 +178,8 @@ def _first_requests(maker: Maker) -> Iterator[Request]:
                 yield maker.first_request(task)
 
 
-def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, watch: Watch) -> int:
-    """Answers of batch files, to the requests of this recipe, into the ledger; how many lines were new."""
+def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, watch: Watch) -> set[str]:
+    """Answers of batch files, to the requests of this recipe, into the ledger; what came back, answered or not."""
     from opsin.synthesize.batch import import_batch
 
     awaited = {request.key: most_of(request, teacher) for request in _unanswered(maker, maker.work.tasks, ledger)}
@@ -192,7 +192,7 @@ def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, 
     for problem in took.problems:
         watch.on_line(problem)
     watch.on_line(f"{took.kept:,} answers taken, {took.known:,} were here, {len(took.problems):,} lines without one")
-    return took.kept + len(took.problems)
+    return took.came
 
 
 def _tell_uncertain(ledger: Ledger, watch: Watch) -> None:

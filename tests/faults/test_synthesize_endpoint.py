@@ -228,6 +228,13 @@ def test_an_endpoint_that_is_down_ends_the_run_before_all_is_tried(tmp_path: Pat
     assert sum(isinstance(answer, UnansweredError) for answer in answers) == 24
 
 
+def test_pictures_that_the_endpoint_refuses_first_do_not_end_the_run(tmp_path: Path) -> None:
+    blocked = [refused(400, "flagged", "content_filter")] * 5
+    with ChatEndpoint(blocked) as endpoint:
+        answers = ask(tmp_path / "new", endpoint.url, [request(number) for number in range(20)], concurrency=1)
+    assert [isinstance(answer, Answer) for answer in answers] == [False] * 5 + [True] * 15
+
+
 def test_a_wrong_recipe_shows_soon(tmp_path: Path) -> None:
     with ChatEndpoint(lambda _: refused(400, "unknown field max_tokens")) as endpoint:
         answers = ask(tmp_path / "new", endpoint.url, [request(number) for number in range(50)], concurrency=1)

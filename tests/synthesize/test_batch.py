@@ -8,6 +8,7 @@ import pytest
 from opsin.core.errors import OpsinError
 from opsin.synthesize import batch
 from opsin.synthesize.batch import export_batch, import_batch
+from opsin.synthesize.exported import Exported
 from opsin.synthesize.ledger import Ledger
 from opsin.synthesize.request import Answer, Usage
 from opsin.synthesize.teacher_values import OpenAI, Price
@@ -63,6 +64,29 @@ def test_files_are_split_and_earlier_ones_replaced(
     monkeypatch.setattr(batch, "MOST_BYTES", size - 1)
     with pytest.raises(OpsinError, match=r"more than a batch file may hold"):
         export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+
+
+def test_what_is_out_is_known_by_its_keys_however_often_a_file_is_imported(tmp_path: Path, ledger: Ledger) -> None:
+    """Foreign lines, and lines that came before, settle nothing: else what is still out would be asked again."""
+    keys = [request(number).key for number in range(4)]
+    exported = Exported(tmp_path)
+    exported.note([tmp_path / "batch-001.jsonl"], keys)
+    path = tmp_path / "output.jsonl"
+    foreign = [json.dumps({"custom_id": f"foreign {number}", "response": None}) for number in range(9)]
+    path.write_text("\n".join([line(0), line(1, 500, {}), "{", *foreign]) + "\n", encoding="utf-8")
+    for _ in range(3):
+        exported.settle(import_batch([path], ledger, TEACHER, is_asked).came)
+        with pytest.raises(OpsinError, match=rf"2 requests of .*batch-001\.jsonl are out .*\(?first {keys[2]}"):
+            exported.refuse()
+    path.write_text(line(2) + "\n" + line(3) + "\n", encoding="utf-8")
+    exported.settle(import_batch([path], ledger, TEACHER, is_asked).came)
+    exported.refuse()
+
+
+def test_the_file_that_was_uploaded_is_no_file_of_answers(tmp_path: Path, ledger: Ledger) -> None:
+    files = export_batch([request(0)], tmp_path / "batch", TEACHER, ledger)
+    with pytest.raises(OpsinError, match=r"batch-001\.jsonl:1: a request: this is a file to upload"):
+        import_batch(files, ledger, TEACHER, is_asked)
 
 
 def test_answers_are_imported_once_at_the_price_of_a_batch(tmp_path: Path, ledger: Ledger) -> None:

@@ -119,7 +119,15 @@ def test_true_things_are_no_disclosure() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["The dog is at [0.1, 0.25, 0.5, 0.75].", "It starts at 0.345.", "It is at (120, 45).", "x1 = 0.2", "40 px"],
+    [
+        "The dog is at [0.1, 0.25, 0.5, 0.75].",
+        "It starts at 0.345.",
+        "It is at (120, 45).",
+        "x1 = 0.2",
+        "40 px",
+        "It lies at left 0.1.",
+        "12% from the left.",
+    ],
 )
 def test_coordinates(answer: str) -> None:
     assert "coordinates" in answered(answer)
@@ -284,6 +292,12 @@ def test_control_tokens_and_characters(text: str) -> None:
     assert "control" in answered(text)
     assert "control" in checks((f"{text}?", "A dog."))
     assert [finding.check for finding in examine_raw(text, "stop")] == ["control"]
+
+
+@pytest.mark.parametrize("label", ["User", "Assistant", "System", "Human", "assistant"])
+def test_labels_of_speakers(label: str) -> None:
+    assert "control" in answered(f"A dog.\n{label}: What else?")
+    assert "control" not in answered(f"A dog of the {label} kind: it is brown.")
 
 
 def test_plain_signs_are_no_control_tokens() -> None:

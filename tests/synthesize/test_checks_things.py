@@ -262,6 +262,10 @@ def test_the_things_of_the_collection_are_known_as_well() -> None:
         ("What is it like?", "It is tidy. There are no knives.", "knives"),
         ("What is it like?", "There isn't a sink in the scene, but it is tidy.", "sink"),
         ("Is there anyone?", "There are no people in the kitchen.", "people"),
+        ("What is it like?", "There is no sink anywhere.", "sink"),
+        ("What is it like?", "No sink can be seen.", "sink"),
+        ("What is it like?", "No knife is visible in the picture.", "knife"),
+        ("What is it like?", "The scene has no sink in it.", "sink"),
     ],
 )
 def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -> None:
@@ -279,6 +283,8 @@ def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -
         ("Are there other people?", "No, there are no other people in the picture."),
         ("Is there a cat?", "No, there is no cat."),
         ("What is it like?", "There are no people sitting down."),
+        ("What is it like?", "No knife is clean."),
+        ("What is it like?", "No clean knife is visible."),
     ],
 )
 def test_of_what_has_a_box_another_sort_or_place_may_be_denied(question: str, answer: str) -> None:

@@ -111,6 +111,17 @@ def test_one_file_is_enough(name: str, subjects: int, files: dict[str, Path], pi
     assert len(found.subjects) == subjects
 
 
+def test_an_annotation_that_stands_twice_counts_once(pictures: Path, tmp_path: Path, files: dict[str, Path]) -> None:
+    once = Coco(image_root=pictures, **files).read(tmp_path)
+    for path in files.values():
+        content = json.loads(path.read_text())
+        content["annotations"] += [one for one in content["annotations"] if "id" in one][:1]
+        path.write_text(json.dumps(content))
+    twice = Coco(image_root=pictures, **files).read(tmp_path)
+    assert twice.subjects == once.subjects
+    assert sum("the id stands there twice; the first counts" in one for one in twice.problems) == len(files)
+
+
 def test_neither_file_is_refused(pictures: Path) -> None:
     with pytest.raises(ValueError, match="give captions, instances or both"):
         Coco(image_root=pictures)

@@ -15,7 +15,7 @@ _MARKS = re.compile(
     r"|<[|｜][^\n]{0,60}?[|｜]>"  # <|im_end|>, <|eot_id|>, and with full-width bars
     r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|PAD|CLS|SEP|MASK)\]|<</?SYS>>"
     r"|</?(?:think|tool_call|vision_start|vision_end)>|<unused\d+>"
-    r"|(?m:^\s*(?:USER|ASSISTANT|SYSTEM|HUMAN|GPT)\s*:)"
+    r"|(?m:^\s*(?:USER|ASSISTANT|SYSTEM|HUMAN|GPT|User|Assistant|System|Human|assistant)\s*:)"
     r"|(?im:^\s*#{2,}\s*(?:user|assistant|system|human|instruction|response|gpt)\b)",
 )
 """Of all chat templates in use, ours (`opsin.text.templates`) among them, whichever the sample will be trained with."""

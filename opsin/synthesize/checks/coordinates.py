@@ -20,7 +20,9 @@ _POSITIONS = re.compile(
     rf"[\[(]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)
     r"|(?<![\d.,$€£¥])(?:0?\.\d{2,}|1\.000?)(?![\d%]|\.\d)"  # 0.345; not $0.99, not 10.25
     r"|\b[xy][12]?\s*=\s*-?\d[\d.]*"
-    r"|\b\d+\s*(?:px|pixels)\b",
+    r"|\b\d+\s*(?:px|pixels)\b"
+    r"|\b(?:left|right|top|bottom)\s+0\.\d+\b"
+    r"|\b\d+(?:\.\d+)?\s*(?:%|percent)\s+from the (?:left|right|top|bottom)",
     re.IGNORECASE,
 )
 

@@ -21,7 +21,8 @@ _GIVEN = r"(?:provided|given|supplied|available|above|following|aforementioned)"
 
 _ALWAYS = re.compile(
     rf"""\b(?:
-    bounding[ -]box(?:es)?
+    bounding[ -](?:box(?:es)?|areas?|regions?) | bbox(?:es)? | objects?[ ]listed | listed[ ]objects?
+    | from[ ]the[ ]context
     | (?:object|box|image|normali[sz]ed|pixel|the|its|their|x|y)[ ]coordinates?
     | coordinates[ ](?:of|for|given|provided|show|indicate|suggest)
     | image[ ]annotations? | annotated[ ](?:objects?|image|picture|as|with)
@@ -53,7 +54,21 @@ _READ = re.compile(
 """Said of something that is read; right in a document, wrong of a picture."""
 
 _SIGNS = (
-    *("box", "coord", "annotat", "caption", "descri", "sentence", "context", "informat", "metadata", "input", "prompt"),
+    *(
+        "box",
+        "bounding",
+        "listed",
+        "coord",
+        "annotat",
+        "caption",
+        "descri",
+        "sentence",
+        "context",
+        "informat",
+        "metadata",
+        "input",
+        "prompt",
+    ),
     *("detail", "data", "text", "statement", "detection", "list of"),
 )
 """Every phrase above holds one of these, and few texts do: to look for them first takes a tenth of the time."""

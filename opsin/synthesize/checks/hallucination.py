@@ -36,13 +36,17 @@ _CLAUSE = re.compile(
 )
 _ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
 _ANYWHERE = (
-    r"(?: (?:visible|present|shown|seen))?(?: (?:in|on|at) (?:the|this) (?:picture|image|photo|photograph|scene|kitchen"
-    r"|bathroom|bedroom|living room|room|office|street|road|park|field|yard|garden|restaurant|station|shop|beach))?\W*$"
+    r"(?: (?:visible|present|shown|seen|here|anywhere|to be seen|in sight|in it))?"
+    r"(?: (?:in|on|at) (?:the|this) (?:picture|image|photo|photograph|scene|kitchen|bathroom|bedroom|living room|room"
+    r"|office|street|road|park|field|yard|garden|restaurant|station|shop|beach))?\W*$"
 )
 """Behind a thing: where it is looked for in the whole picture, not beside another thing or in a part of it."""
-_ASKS_IF_THERE = re.compile(rf"(?i)^\W*(?:is|are) there (?:an?|any|some) ([\w' -]+?){_ANYWHERE}")
+_ASKS_IF_THERE = re.compile(rf"(?i)^\W*(?:is|are) there (?:an?|any|some) ([\w' -]+?)(){_ANYWHERE}")
 _SAYS_NO = re.compile(r"(?i)^\W*no\b")
-_SAYS_NONE_THERE = re.compile(rf"(?i)^\W*there (?:is|are)(?: no|n't any|n't an?| not any) ([\w' -]+?){_ANYWHERE}")
+_SAYS_NONE_THERE = re.compile(
+    rf"(?i)^\W*(?:there (?:is|are)(?: no|n't any|n't an?| not any)|the (?:picture|image|photo|scene) has no) "
+    rf"([\w' -]+?){_ANYWHERE}|^\W*no ([\w' -]+?) (?:is|are|can be)(?= (?:visible|present|shown|seen)){_ANYWHERE}"
+)
 _DENIES = re.compile(
     r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
     r"|(?:there|it|they|he|she|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
@@ -153,7 +157,7 @@ def _denied(exchange: Exchange) -> set[tuple[str, ...]]:
     found = [_SAYS_NONE_THERE.search(clause or "") for clause in _CLAUSE.split(exchange.answer)]
     if _SAYS_NO.search(exchange.answer):
         found.append(_ASKS_IF_THERE.search(exchange.question))
-    return {spoken(one[1]) for one in found if one is not None}
+    return {spoken(one[1] or one[2]) for one in found if one is not None}
 
 
 def _named(lost: dict[str, set[str]]) -> str:

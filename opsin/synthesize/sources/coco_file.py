@@ -82,16 +82,18 @@ class CocoImages:
 
     def add_captions(self, path: Path, content: dict[str, Any]) -> None:
         """The captions of a file."""
+        seen: set[int] = set()
         for entry in _entries(path, content, "annotations"):
             image, caption = self._image_of(path, entry), caption_of(entry.get("caption"))
             if image is not None and caption is None:
                 what = "control characters" if entry.get("caption") else "no caption"
                 self.problems.append(f"{path}: annotation {_id(entry)} of {image.name}: {what}")
-            elif image is not None and caption is not None:
+            elif image is not None and caption is not None and not self._is_repeated(path, entry, image, seen):
                 image.captions.append(caption)
 
     def add_things(self, path: Path, entries: list[Any], least_score: float | None = None) -> None:
         """Instances or detections; of detections those with less than the least score are left out."""
+        seen: set[int] = set()
         for entry in entries:
             if not isinstance(entry, dict):
                 self.problems.append(f"{path}: expected an object of keys, got {type(entry).__name__}")
@@ -103,11 +105,24 @@ class CocoImages:
             if least_score is not None and _is_number(entry.get("score")) and entry["score"] < least_score:
                 continue
             thing = self._thing(entry, image, scored=least_score is not None)
+            if self._is_repeated(path, entry, image, seen):
+                continue
             if isinstance(thing, str):
                 self.problems.append(f"{path}: annotation {_id(entry)} of {image.name}: {thing}")
                 image.damaged = True
             else:
                 image.things.append(thing)
+
+    def _is_repeated(self, path: Path, entry: dict[str, Any], image: CocoImage, seen: set[int]) -> bool:
+        """Whether the file had an annotation of that id before, as `seen` tells: one dog twice would make two dogs."""
+        number = entry.get("id")
+        if not isinstance(number, int) or number not in seen:
+            seen.update([number] if isinstance(number, int) else [])
+            return False
+        self.problems.append(
+            f"{path}: annotation {number} of {image.name}: the id stands there twice; the first counts"
+        )
+        return True
 
     def _image_of(self, path: Path, entry: dict[str, Any]) -> CocoImage | None:
         image_id = entry.get("image_id")
