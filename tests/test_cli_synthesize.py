@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
@@ -15,8 +15,8 @@ from opsin.cli import app
 from opsin.commands.synthesize import time_left
 from opsin.synthesize.engine import Facts
 from opsin.synthesize.request import Usage
-from tests.support.chat_endpoint import Asked, ChatEndpoint, completion
-from tests.support.teaching import good_answer, recipe_text, well, write_collection
+from tests.support.chat_endpoint import ChatEndpoint
+from tests.support.teaching import batch_line, recipe_text, well, write_collection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +37,8 @@ def run(*words: object) -> Result:
 
 def test_a_packaged_recipe_by_rules(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", str(collection))
+    done = run("offline", "held_out=0", "--out", tmp_path / "out", "--estimate")
+    assert "to make of 12 pictures\nrequests  none: rules make all of them, at no cost" in done.output
     done = run("offline", "held_out=0", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert f"samples  {tmp_path / 'out' / 'instruct.json'}" in done.output
@@ -46,7 +48,10 @@ def test_a_packaged_recipe_by_rules(collection: Path, tmp_path: Path, monkeypatc
     assert "000000000001" in page
     shown = RUNNER.invoke(app, ["inspect", str(tmp_path / "out"), "--samples", "2"])
     assert shown.exit_code == 0, shown.output
+    assert "tasks " in shown.output
     assert "#conversation" in shown.output
+    shown = RUNNER.invoke(app, ["inspect", str(tmp_path / "out"), "--id", "000000000001#conversation"])
+    assert shown.output.lstrip().startswith("000000000001#conversation")
 
 
 def test_the_recipe_for_coco_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +70,13 @@ def test_a_budget_in_money_needs_a_price_and_ends_with_3(collection: Path, tmp_p
         assert done.exit_code == 2
         assert "price" in done.output
         price = "teacher.price={input: 1, output: 1}"
+        done = run(path, price, "--max-requests", "0", "--out", tmp_path / "out")
+        assert "train " not in done.output
         done = run(path, price, "--max-requests", "5", "--out", tmp_path / "out")
         assert done.exit_code == 3, done.output
-        assert "the same command goes on" in done.output
+        assert "raise it to go on from here" in done.output
+        assert "train    data: [{kind: llava, path: " in done.output
+        assert "the recipe has changed" not in done.output
         done = run(path, price, "--json", "--out", tmp_path / "out")
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["states"] == {"made": 36}
@@ -79,7 +88,7 @@ def test_an_estimate_says_what_it_would_take(collection: Path, tmp_path: Path) -
     path.write_text(recipe_text(collection, "http://127.0.0.1:9/v1"))
     done = run(path, "--estimate", "teacher.price={input: 1, output: 2}", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert "requests  36 to ask, 0 have answers" in done.output
+    assert "samples   36 to make of 12 pictures\nrequests  36 to ask, 0 have answers" in done.output
     assert "USD" in done.output
     done = run(path, "--estimate", "--json", "--out", tmp_path / "out")
     assert json.loads(done.stdout)["requests"] == 36
@@ -99,7 +108,7 @@ def test_a_job_by_batch_files_takes_rounds_until_all_is_made(collection: Path, t
         asked = [json.loads(line) for line in file.read_text().splitlines()]
         assert len(asked) == (36, 4)[round_]
         answers = tmp_path / f"answers-{round_}.jsonl"
-        answered = [_answered(one, bad=not round_ and n < 4) for n, one in enumerate(asked)]
+        answered = [batch_line(one, "no blocks here" if not round_ and n < 4 else None) for n, one in enumerate(asked)]
         answers.write_text("".join(answered[2:]))
         done = run(path, "--out", out, "--import-batch", answers)
         assert done.exit_code == 3
@@ -110,12 +119,6 @@ def test_a_job_by_batch_files_takes_rounds_until_all_is_made(collection: Path, t
     assert len(json.loads((out / "instruct.json").read_text())) == 36
     done = run(path, "--out", out, "--import-batch", answers)
     assert "0 answers taken, 4 were here" in done.output
-
-
-def _answered(one: dict[str, Any], *, bad: bool) -> str:
-    text = "no blocks here" if bad else good_answer(Asked(0, "", one["body"], "", 0.0))
-    body = json.loads(completion(text))
-    return json.dumps({"custom_id": one["custom_id"], "response": {"status_code": 200, "body": body}}) + "\n"
 
 
 def test_prompts_are_copied_edited_and_told_by_their_version(collection: Path, tmp_path: Path) -> None:

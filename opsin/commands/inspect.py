@@ -114,7 +114,8 @@ def _synthesis(directory: Path, ids: Sequence[str], samples: int, out: Path | No
     view = look_at_synthesis(directory, samples, SEED, ids)
 
     def lines(_colours: bool) -> Iterator[Text]:
-        yield from (Text(printable(line)) for line in summary_lines(view.statistics))
+        if not ids:
+            yield from (Text(printable(line)) for line in summary_lines(view.statistics))
         yield from sample_lines(view)
 
     _give(out, as_json, lambda: page(view), lambda: synthesis_value(view), lines)

@@ -35,12 +35,14 @@ SPEED_SECONDS = 300.0
 
 
 def synthesize(
-    recipe: Annotated[Path, typer.Argument(help="Synthesis recipe (YAML), or a packaged one's name: llava-instruct")],
+    recipe: Annotated[Path, typer.Argument(help="Synthesis recipe (YAML), or a packaged one: llava-instruct, offline")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes: teacher.model=gpt-4o checks.repairs=2")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory, by default synthesis/NAME; goes on there.")] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures: for a trial.")] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many of each source: for a trial.")
+    ] = None,
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="The most to spend on this directory, all runs together.")
     ] = None,
@@ -105,16 +107,21 @@ def _foreseen(found: Estimate, recipe: Synthesis) -> Iterator[str]:
     from opsin.report.words import duration
     from opsin.synthesize.teacher_values import OpenAI
 
+    refused = f"; {found.refused_entries:,} entries cannot be used, a run names them" if found.refused_entries else ""
+    yield f"samples   {found.samples:,} to make of {found.pictures:,} pictures{refused}"
+    if not isinstance(recipe.teacher, OpenAI):
+        yield "requests  none: rules make all of them, at no cost"
+        return
     yield f"requests  {found.to_buy:,} to ask, {found.in_ledger:,} have answers; repairs of refused answers come on top"
     usage, most = found.expected, found.most
     yield f"tokens    about {usage.prompt_tokens:,} + {usage.answer_tokens:,}, at most {most.tokens:,}"
-    price = recipe.teacher.price if isinstance(recipe.teacher, OpenAI) else None
+    price = recipe.teacher.price
     if price is None:
         yield "cost      unknown: give the teacher a price"
     else:
         budget = recipe.limits.max_cost
-        told = f"; max_cost is {budget:,.2f}" if budget is not None else ""
-        yield f"cost      about {usage.cost:,.2f} {price.currency}, at most {most.cost:,.2f}{told}"
+        told = f"; max_cost is {budget:,.4f}" if budget is not None else ""
+        yield f"cost      about {usage.cost:,.4f} {price.currency}, at most {most.cost:,.4f}{told}"
     yield f"time      {'about ' + duration(found.seconds) if found.seconds is not None else 'unknown before a trial'}"
 
 
@@ -176,7 +183,7 @@ def _told(numbers: Facts) -> str:
     if numbers.failed:
         parts.append(f"{numbers.failed:,} failed attempts, the last one: {numbers.problem[:80]}")
     if numbers.paused_for:
-        parts.append(f"asked to wait {numbers.paused_for:,.0f} s")
+        parts.append(f"asked to wait {numbers.paused_for:,.1f} s")
     return "  ".join(parts)
 
 
@@ -190,10 +197,11 @@ def _show(result: Result, *, as_json: bool) -> None:
         typer.echo(printable(line))
     file = result.out / "instruct.json"
     typer.echo(printable(f"samples  {file}\npage     {result.out / 'page.html'}"))
-    source = f"{{kind: llava, path: {file.absolute()}, image_root: {result.image_root}}}"
-    typer.echo(printable(f"train    data: [{source}]"))
+    if result.statistics["states"].get("made"):
+        source = f"{{kind: llava, path: {file.absolute()}, image_root: {result.image_root}}}"
+        typer.echo(printable(f"train    data: [{source}]"))
     if result.ended:
-        typer.echo(printable(f"ended    {result.ended}; the same command goes on"))
+        typer.echo(printable(f"ended    {result.ended}"))
 
 
 def copy_prompts(folder: Annotated[Path, typer.Argument(help="New folder; one below it for each prompt.")]) -> None:

@@ -13,10 +13,11 @@ from collections import Counter
 from itertools import combinations, pairwise, permutations
 from typing import TYPE_CHECKING
 
+from opsin.synthesize.checks.concepts import concepts, noun
+from opsin.synthesize.checks.numbers import is_several, number_at
 from opsin.synthesize.checks.words import spoken, word_set, words
-from opsin.synthesize.context import UNCERTAIN
+from opsin.synthesize.context import UNCERTAIN, Vocabulary
 from opsin.synthesize.english import (
-    NUMBERS,
     bare,
     capitalised,
     definite,
@@ -32,9 +33,9 @@ from opsin.synthesize.subject import Exchange
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from opsin.synthesize.context import Box, Context, Thing, Vocabulary
+    from opsin.synthesize.context import Box, Context, Thing
 
 MOST_QUESTIONS = 5
 """Of one conversation."""
@@ -45,9 +46,17 @@ CLEARLY_LARGER = 1.5
 
 _QUANTIFIED = 3
 """Words before a noun among which its number is looked for: "two large brown dogs"."""
-_NUMBERS = {word: value for value, word in enumerate(NUMBERS) if value > 1} | {"couple": 2, "pair": 2}
-_MANY = word_set("several many numerous lots group crowd bunch herd flock pile stack row rows")
+_MANY = word_set("several group bunch pile stack row rows trio")
 _LEAST_MANY = 3
+_PAIR = word_set("couple pair")
+"""Two of what is named right behind; of other words they are a single thing, or a person."""
+_UNCOUNTED = word_set(
+    "many numerous lots crowd herd flock school swarm dozen dozens hundreds hundred another other others more"
+)
+"""With these a caption tells that boxes may lack some: annotators do not box a whole herd."""
+
+_NO_OTHERS = Vocabulary(())
+"""Things are known by the table of the checks."""
 
 BRIEF_QUESTION = "What does this picture show?"
 
@@ -70,7 +79,8 @@ def description(context: Context, rng: random.Random) -> str:
     for thing in sorted(context.things, key=_area, reverse=True):
         if thing.name:
             by_name.setdefault(thing.name, []).append(thing)
-    told = [_described(context, things) for things in list(by_name.values())[:MOST_DESCRIBED]]
+    known = counts(context)
+    told = [_described(things, known.get(name, 1)) for name, things in list(by_name.items())[:MOST_DESCRIBED]]
     pairs = [_order_told(a, b) for a, b in _apart(context)]
     return " ".join([*opening, *told, *rng.sample(pairs, min(2, len(pairs)))])
 
@@ -130,21 +140,37 @@ def some_of(thing: Thing) -> str:
 
 
 def _tells_another(said: tuple[str, ...], name: str, count: int) -> bool:
-    """Whether a caption's words tell another number: where annotators disagree, one of them has overlooked some."""
+    """Whether a caption's words tell another number: where annotators disagree, one of them has overlooked some.
+
+    Of what is narrower, only more: where there are three people, a caption may speak of two women.
+    """
+    for start, is_same, are_several in _spoken_of(said, name):
+        for at in range(start - 1, max(0, start - _QUANTIFIED) - 1, -1):
+            word = said[at]
+            number = 2 if is_same and word in _PAIR else number_at(said, at)
+            if word in _UNCOUNTED or (word in _MANY and count < _LEAST_MANY):
+                return True
+            if number:
+                if number > count or (is_same and number != count):
+                    return True
+                break
+        else:
+            if are_several and count == 1:
+                return True
+    return False
+
+
+def _spoken_of(said: tuple[str, ...], name: str) -> Iterator[tuple[int, bool, bool]]:
+    """Where words name a thing: at which word, whether by its own noun, and whether several."""
     many = words(plural(name) or "")
     for at in range(len(said) - len(many) + 1):
-        if said[at : at + len(many)] != many:
-            continue
-        for word in reversed(said[max(0, at - _QUANTIFIED) : at]):
-            if word in _NUMBERS:
-                if _NUMBERS[word] != count:
-                    return True
-                break
-            if word in _MANY:
-                if count < _LEAST_MANY:
-                    return True
-                break
-    return False
+        if said[at : at + len(many)] == many:
+            yield at, True, True
+    table = concepts(_NO_OTHERS, None)
+    named = {thing for mention in table.mentions(noun(name), strict=False) for thing in mention.things}
+    for mention in table.mentions(said, strict=False):
+        if any(not named.isdisjoint(table.sayable[thing]) for thing in mention.things):
+            yield mention.start, False, is_several(said[mention.end - 1]) and not name.startswith("a pair of ")
 
 
 def _words(thing: Thing) -> set[str]:
@@ -216,9 +242,8 @@ def _order(context: Context, vocabulary: Vocabulary, rng: random.Random) -> list
     return [Exchange(question, f"No, {definite(a.name)} {_is(a.name)} further to the right.")]
 
 
-def _described(context: Context, things: Sequence[Thing]) -> str:
-    """All things of one name in one sentence; where they cannot be counted, only the largest."""
-    count = counts(context).get(things[0].name, 1)
+def _described(things: Sequence[Thing], count: int) -> str:
+    """Things of one name in one sentence: all of them, or only the largest, where one is all that is sure."""
     places = [region(thing.box) for thing in things if thing.box is not None]
     if count == 1:
         return sentence(" ".join([_there_is(things[0]), *places[:1]]))

@@ -14,7 +14,7 @@ from typing import Any
 
 from opsin.core.errors import OpsinError
 from opsin.core.files import make_directory, replacing, write_parts
-from opsin.synthesize.endpoint import body, printable, read_completion
+from opsin.synthesize.endpoint import body, printable, read_completion, read_refusal
 from opsin.synthesize.ledger import Ledger
 from opsin.synthesize.request import Answer, Request, Usage
 from opsin.synthesize.retry import AttemptError
@@ -37,7 +37,7 @@ class Imported:
     problems: list[str] = field(default_factory=list)
     """All other lines, each with its place."""
     came: set[str] = field(default_factory=set)
-    """The keys of all lines, with an answer or without."""
+    """The keys of ours that have a line, with an answer or without."""
 
 
 def export_batch(requests: Iterable[Request], folder: Path, teacher: OpenAI, ledger: Ledger) -> list[Path]:
@@ -114,8 +114,9 @@ def import_batch(
                 if "body" in value and "response" not in value:
                     raise OpsinError(f"{path}:{number}: a request: this is a file to upload; import the batch's output")
                 key = value["custom_id"]
+                most = _most(key, asked)
                 imported.came.add(key)
-                answer = _answer(value, teacher, asked)
+                answer = _answer(value, teacher, most)
             except (AttemptError, _LineError) as problem:
                 imported.problems.append(f"{path}:{number}: {problem}")
             else:
@@ -161,14 +162,20 @@ def _line(line: bytes | None) -> dict[str, Any]:
     return value
 
 
-def _answer(value: dict[str, Any], teacher: OpenAI, asked: Callable[[str], Usage | None]) -> Answer:
-    most = asked(value["custom_id"])
+def _most(key: str, asked: Callable[[str], Usage | None]) -> Usage:
+    most = asked(key)
     if most is None:
-        raise _LineError(f"an answer to {printable(value['custom_id'])[:40]!r}, which this recipe does not ask")
+        raise _LineError(f"an answer to {printable(key)[:40]!r}, which this recipe does not ask")
+    return most
+
+
+def _answer(value: dict[str, Any], teacher: OpenAI, most: Usage) -> Answer:
     response = value.get("response")
     content: Any = response.get("body") if isinstance(response, dict) else None
     status = response.get("status_code") if isinstance(response, dict) else None
     if status != 200 or not isinstance(content, dict) or not isinstance(content.get("choices"), list):
-        said = value.get("error") or content or "no response"
-        raise _LineError(f"no answer (status {status}: {printable(json.dumps(said))})")
+        said = json.dumps(value.get("error") or content or "no response")
+        if status != 200 and (refusal := read_refusal(said.encode(), teacher, most, batch=True)):
+            return refusal
+        raise _LineError(f"no answer (status {status}: {printable(said)})")
     return read_completion(content, teacher, most, batch=True)

@@ -44,6 +44,7 @@ class Brake:
         self.stopped: set[str] = set()
         self._share = share
         self._first = {task.kind: index for index, task in reversed(list(enumerate(tasks)))}
+        self._number = Counter(task.kind for task in tasks)
         self._tallies: dict[tuple[str, range], _Tally] = {}
 
     def count(self, index: int, outcome: Outcome) -> bool:
@@ -52,7 +53,8 @@ class Brake:
         if self._share is None or kind in self.stopped or outcome.state == "made":
             return False
         for row in _rows(index - self._first[kind]):
-            tally = self._tallies.setdefault((kind, row), _Tally(len(row)))
+            there = min(len(row), self._number[kind] - row.start)  # the last row may be a short one
+            tally = self._tallies.setdefault((kind, row), _Tally(there))
             if is_refused(outcome):
                 tally.refused += 1
             else:  # no answer of a teacher

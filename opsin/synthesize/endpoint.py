@@ -31,8 +31,15 @@ SHOWN = 300
 """Characters of an endpoint's message."""
 MOST_TOKENS = 1_000_000_000
 """Of one request; a larger count is not believed."""
-FINISHES: Mapping[str, Finish] = {"length": "length", "content_filter": "refusal"}
+FINISHES: Mapping[str, Finish] = {
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
+    **dict.fromkeys(("content_filter", "refusal", "safety", "recitation", "prohibited_content"), "refusal"),
+}
 """What endpoints call the end of an answer; all others are `stop`."""
+BROKEN = frozenset({"error", "abort"})
+"""What they call the end of one that broke off."""
+FILTERED = frozenset({"content_filter", "content_policy_violation"})
+"""Codes of an error that is a refusal of what was asked."""
 
 
 class Endpoint:
@@ -81,12 +88,7 @@ class Endpoint:
             return Answer("", "length", most, self.teacher.model)
         except httpx2.HTTPError as error:
             raise self._unreached(error) from None
-        if response.status_code != httpx2.codes.OK:
-            code, said = _told(response.content)
-            headers = dict(response.headers)
-            headers["location"] = self.printable(headers.get("location", "nowhere"))
-            raise after_status(response.status_code, code, self.printable(said), headers)
-        return self._read(response.content, most)
+        return self._read(response, most)
 
     def printable(self, text: str) -> str:
         """A text from outside on one line, not too long, without the key."""
@@ -105,9 +107,12 @@ class Endpoint:
         problem = "no connection" if early else "the connection broke"
         return AttemptError(f"{problem} ({told})", Then.ASK_AGAIN, perhaps_charged=not early)
 
-    def _read(self, content: bytes, most: Usage) -> Answer:
+    def _read(self, response: httpx2.Response, most: Usage) -> Answer:
+        content = response.content
         if self._key:  # an endpoint that quotes the key must not get it into files
             content = content.replace(self._key.encode(), b"[key]")
+        if response.status_code != httpx2.codes.OK:
+            return self._refused(response.status_code, content, response.headers, most)
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -115,9 +120,18 @@ class Endpoint:
                 f"answered with what is not JSON ({self.printable(str(error))})", Then.ASK_AGAIN, perhaps_charged=True
             ) from None
         if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
+            if status := _status_of(value):  # gateways pass an error on in a good response
+                return self._refused(status, content, response.headers, most)
             said = self.printable(_told(content)[1])
             raise AttemptError(f"answered without choices ({said})", Then.ASK_AGAIN, perhaps_charged=True)
         return read_completion(value, self.teacher, most)
+
+    def _refused(self, status: int, content: bytes, headers: Mapping[str, str], most: Usage) -> Answer:
+        if refusal := read_refusal(content, self.teacher, most):
+            return refusal
+        code, said = _told(content)
+        told = {**headers, "location": self.printable(headers.get("location", "nowhere"))}
+        raise after_status(status, code, self.printable(said), told)
 
 
 def printable(text: str) -> str:
@@ -130,29 +144,53 @@ def read_completion(value: Mapping[str, Any], teacher: OpenAI, most: Usage, *, b
     """The answer in a chat completion that has `choices`.
 
     Raises:
-        AttemptError: it is not one answer of text.
+        AttemptError: there is none among them.
     """
     choices = value["choices"]
     usage = _usage(value.get("usage"), teacher.price, batch=batch)
-    if len(choices) != 1:
-        raise _unusable(f"{len(choices)} choices instead of one", usage)
-    message = choices[0].get("message") if isinstance(choices[0], dict) else None
-    if not isinstance(message, dict):
-        raise _unusable("a choice without a message", usage)
-    text, refusal, ended = message.get("content"), message.get("refusal"), choices[0].get("finish_reason")
-    finish = FINISHES.get(ended, "stop") if isinstance(ended, str) else "stop"
-    if text is not None and not isinstance(text, str):
-        raise _unusable(f"content that is no text but a {type(text).__name__}", usage)
-    if isinstance(refusal, str) and refusal and not text:
-        text, finish = refusal, "refusal"
-    elif text is None and finish == "stop":
-        finish = "refusal"
-    text = text or ""
-    model = value.get("model")
+    if not choices:
+        raise AttemptError("answered with no choice", Then.ASK_AGAIN, usage=usage, perhaps_charged=usage is None)
+    if (ended := _ended(choices)) in BROKEN:
+        raise AttemptError(f"broke off ({ended})", Then.ASK_AGAIN, usage=usage, perhaps_charged=usage is None)
+    text, finish = _one_text(choices)
     if usage is None:
         length = min(most.answer_tokens, len(text.encode("utf-8", "surrogatepass")))
         usage = _priced(most.prompt_tokens, length, teacher.price, batch=batch)
+    model = value.get("model")
     return Answer(text, finish, usage, model[:200] if isinstance(model, str) else teacher.model)
+
+
+def read_refusal(content: bytes, teacher: OpenAI, most: Usage, *, batch: bool = False) -> Answer | None:
+    """The answer of an endpoint whose filter refuses a request, which it will whenever that is sent; else nothing.
+
+    It counts with all of its prompt, since some charge for that.
+    """
+    code, said = _told(content)
+    if code not in FILTERED:
+        return None
+    usage = _priced(most.prompt_tokens, 0, teacher.price, batch=batch)
+    return Answer(printable(f"{code}: {said}"), "refusal", usage, teacher.model)
+
+
+def _one_text(choices: list[Any]) -> tuple[str, Finish]:
+    """The text of an answer and how it ended; what is not one text, as JSON: it is paid for, and may be repaired."""
+    message = choices[0].get("message") if isinstance(choices[0], dict) else None
+    text = message.get("content") if isinstance(message, dict) else 0
+    if len(choices) != 1 or not isinstance(message, dict) or not isinstance(text, str | None):
+        try:
+            return json.dumps(choices), "malformed"
+        except RecursionError:
+            return "(nested too deeply)", "malformed"
+    refusal, finish = message.get("refusal"), FINISHES.get(_ended(choices), "stop")
+    if isinstance(refusal, str) and refusal and not text:
+        return refusal, "refusal"
+    return text or "", "refusal" if text is None and finish == "stop" else finish
+
+
+def _ended(choices: list[Any]) -> str:
+    """How the first answer ended, in the endpoint's word."""
+    ended = choices[0].get("finish_reason") if isinstance(choices[0], dict) else ""
+    return ended.lower() if isinstance(ended, str) else ""
 
 
 def body(teacher: OpenAI, request: Request) -> dict[str, Any]:
@@ -208,15 +246,21 @@ def _told(content: bytes) -> tuple[str | None, str]:
     return code, str(said)
 
 
+def _status_of(value: Any) -> int | None:
+    """The status that an error in a good response would have had."""
+    error = value.get("error") if isinstance(value, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, str) and code in (FILTERED | QUOTA):
+        return 400 if code in FILTERED else 429
+    number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
+    return number if 400 <= number < 600 else None
+
+
 def _links(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and those behind it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _unusable(what: str, usage: Usage | None) -> AttemptError:
-    return AttemptError(f"answered with {what}", Then.GIVE_UP, usage=usage, perhaps_charged=usage is None)
 
 
 def _usage(value: Any, price: Price | None, *, batch: bool) -> Usage | None:

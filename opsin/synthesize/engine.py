@@ -88,7 +88,8 @@ class Engine:
         self._pace = Pace(limits.requests_per_minute, limits.tokens_per_minute, nap=self._nap)
         totals = ledger.totals
         currency = price.currency if price else ""
-        self._budget = Budget(limits.max_cost, limits.max_requests, totals.spent, totals.requests, currency)
+        excess = totals.excess if totals.measured else None
+        self._budget = Budget(limits.max_cost, limits.max_requests, totals.spent, totals.requests, currency, excess)
         self._under_way: dict[str, asyncio.Future[Answer]] = {}
         self._ended: OpsinError | None = None
         self._end = asyncio.Event()
@@ -135,12 +136,12 @@ class Engine:
         future = self._under_way[key] = asyncio.get_running_loop().create_future()
         try:
             answer = await self._buy(key, request)
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
         except OpsinError as error:
             future.set_exception(error)
             future.exception()  # it need not interest anybody else
+            raise
+        except BaseException:  # cancelled, or a mistake of ours: nobody may wait for it for ever
+            future.cancel()
             raise
         else:
             future.set_result(answer)
@@ -169,28 +170,34 @@ class Engine:
         """One attempt, within all limits; what came of it is in the ledger when this returns or raises AttemptError."""
         self._go_on()
         await self._budget.reserve(most)
-        used: Usage | None = Usage(0, 0)
-        sent = False
+        sequence: int | None = None
+        came: Answer | AttemptError | None = None
+        used = most
+        asked = False
         try:
             foreseen = expected(most, self._ledger.totals).tokens
-            taken = await self._pace.turn(foreseen)
+            await self._pace.turn(foreseen)
             async with self._noted:
                 self._go_on()
                 sequence, noted = self._ledger.sent(key, most)
-                sent, used = True, None
                 await kept(noted)
                 async with self._slots:
+                    taken = await self._pace.begin(foreseen)
+                    self._go_on()
+                    asked = True
                     came, used, written = await self._exchange(sequence, key, content, most)
             self._pace.correct(taken, used.tokens)
             await kept(written)
         except OpsinError as error:  # of the ledger, or the reason why everything ends
             raise self._ending(error) from None
         finally:
-            if sent:
-                self._budget.book(most, most if used is None else used)
+            if asked:
+                self._budget.book(most, used, answered=isinstance(came, Answer))
             else:
                 self._budget.take_back(most)
-        if isinstance(came, AttemptError):
+                if sequence is not None:
+                    self._ledger.withdrawn(key, sequence)
+        if not isinstance(came, Answer):
             raise came
         self._rate.add(time.monotonic())
         return came
@@ -199,12 +206,6 @@ class Engine:
         self, sequence: int, key: str, content: bytes, most: Usage
     ) -> tuple[Answer | AttemptError, Usage, asyncio.Future[None]]:
         """Ask; returns what came, what it has used, and the future of its event in the ledger."""
-        try:
-            await self._pace.pause()
-            self._go_on()
-        except OpsinError:
-            self._ledger.failed(key, "not sent, since the run ended", Usage(0, 0), sequence)
-            raise
         self._in_flight += 1
         begun = time.monotonic()
         try:
@@ -256,9 +257,12 @@ class Engine:
     def _unanswered(self, error: AttemptError, attempts: int) -> OpsinError:
         """The error of a request that is given up; of all of them, if that is so for too many."""
         times = f", asked {attempts} times" if attempts > 1 else ""
-        if error.then is Then.ASK_AGAIN or not (self._ledger.totals.answered or error.of_this_one):
+        none_yet = not self._ledger.totals.answered
+        if error.then is Then.ASK_AGAIN or none_yet:
             self._given_up += 1
-        enough = UNREACHED_IN_A_ROW if self._ledger.totals.answered else HOPELESS
+        # Before the first answer, as many more as are under way: they may be good ones that take longer.
+        is_hopeless = none_yet and not error.of_this_one
+        enough = HOPELESS + self._in_flight if is_hopeless else UNREACHED_IN_A_ROW
         if self._given_up >= enough:
             return self._ending(
                 TeacherError(

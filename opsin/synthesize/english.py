@@ -150,7 +150,7 @@ def sentence(text: str) -> str:
     """Capitalised and closed by a full stop, if nothing closes it yet; annotators leave `street,.` and `glass..`."""
     said = re.sub(r"[\s,;:]+(?=[.!?]*$)", "", text)
     said = re.sub(r"(?<!\.)\.\.$", ".", said)
-    return capitalised(said if said.endswith((".", "!", "?")) else f"{said}.")
+    return capitalised(said if re.search(r"[.!?][\"'”’]?$", said) else f"{said}.")
 
 
 def listing(items: Sequence[str]) -> str:

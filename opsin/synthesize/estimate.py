@@ -35,6 +35,10 @@ class Estimate:
     most: Usage
     seconds: float | None
     """At the limits per minute, and at the speed of the answers so far; nothing if neither is known."""
+    pictures: int = 0
+    samples: int = 0
+    """Those that are made without a teacher included."""
+    refused_entries: int = 0
 
     @property
     def to_buy(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from opsin.core.errors import OpsinError
 from opsin.core.files import write_json
@@ -30,27 +31,39 @@ class Exported:
         if files:
             write_json(self._path, {"files": [str(path.absolute()) for path in files], "requests": list(keys)})
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the requests that are out."""
+        return self._value()["requests"]
+
     def settle(self, keys: Set[str]) -> None:
         """These requests came back, answered or not; with the last one the note is gone."""
-        if not self._path.exists():
-            return
-        value = json.loads(self._path.read_bytes())
-        value["requests"] = [key for key in value["requests"] if key not in keys]
-        if value["requests"]:
-            write_json(self._path, value)
+        value = self._value()
+        if out := [key for key in value["requests"] if key not in keys]:
+            write_json(self._path, value | {"requests": out})
         else:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
 
     def refuse(self) -> None:
         """Raises OpsinError while answers are awaited: whoever asks as well may pay twice."""
-        if self._path.exists():
-            value = json.loads(self._path.read_bytes())
-            out = value["requests"]
+        value = self._value()
+        if out := value["requests"]:
             raise OpsinError(
                 f"{self._path}: {len(out):,} requests of {', '.join(value['files'])} are out as batch files (first "
                 f"{out[0]}), and asking now would pay for them twice; take their answers with --import-batch, those of "
                 "the error file as well; or remove that note if they were never uploaded, or will never be answered"
             )
+
+    def _value(self) -> dict[str, list[str]]:
+        if not self._path.exists():
+            return {"files": [], "requests": []}
+        try:
+            return TypeAdapter(dict[str, list[str]]).validate_json(self._path.read_bytes())
+        except ValidationError as error:
+            raise OpsinError(
+                f"{self._path}: not the note of what is out as batch files ({error.errors()[0]['msg']}); remove it if "
+                "all answers are here"
+            ) from None
 
 
 class Affordable:
@@ -59,6 +72,7 @@ class Affordable:
     def __init__(self, requests: Iterable[Request], teacher: OpenAI, limits: Limits, totals: Totals) -> None:
         self._requests = requests
         self._teacher = teacher
+        self._excess = totals.excess
         self._cost = float("inf") if limits.max_cost is None else limits.max_cost - totals.spent.cost
         self._number = float("inf") if limits.max_requests is None else limits.max_requests - totals.requests
         self.keys: list[str] = []
@@ -71,6 +85,7 @@ class Affordable:
         for request in self._requests:
             bound = most_of(request, self._teacher)
             cost = 0.0 if price is None else price.of(bound.prompt_tokens, bound.answer_tokens, batch=True).cost
+            cost += self._excess
             if self._left or self._most + cost > self._cost or len(self.keys) >= self._number:
                 self._left += 1
                 continue

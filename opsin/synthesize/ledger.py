@@ -33,6 +33,9 @@ GROUP_SECONDS = 0.003
 """Events that come up within it are written together. On a slow disk, as long as the last transaction took, so that
 the event loop has half of the time for itself."""
 
+NOT_SENT = "not sent, since the run ended"
+"""The problem of a request that counts neither as sent nor as failed."""
+
 SCHEMA = f"""
 BEGIN;
 CREATE TABLE events (
@@ -77,7 +80,7 @@ class Totals:
     """Sums over a ledger, kept up to date while it is written."""
 
     requests: int
-    """Sent over the network, those that were repeated included."""
+    """Sent over the network, those that were repeated included, or answered in a batch."""
     answered: int
     failed: int
     spent: Usage
@@ -89,6 +92,8 @@ class Totals:
     """Number of these; answers that came in a batch are not among them."""
     seconds: float
     """That these took, together."""
+    excess: float
+    """What one of them has cost over what was put aside for it, at most."""
 
 
 Row = tuple[int, str, str, int | None, float, int, int, float, str]
@@ -163,6 +168,7 @@ class Ledger:
             OpsinError: they cannot be written.
         """
         for key, answer in answers:
+            self.totals.requests += 1
             self._count(answer)
             self._add("answered", key, None, answer.usage, _payload(answer))
         self._write()
@@ -188,12 +194,19 @@ class Ledger:
         self._add("failed", key, settles, usage, {"problem": problem})
         return self._soon()
 
+    def withdrawn(self, key: str, settles: int) -> None:
+        """Note that a request was not sent after all: the run ended first."""
+        self.totals.requests -= 1
+        self._add("failed", key, settles, Usage(0, 0), {"problem": NOT_SENT})
+        self._soon()
+
     def learn(self, most: Usage, used: Usage, seconds: float) -> None:
         """What an answered request has taken of what was put aside for it tells what to expect of others."""
         totals = self.totals
         totals.asked_for += most
         totals.used += used
         totals.measured += 1
+        totals.excess = max(totals.excess, used.cost - most.cost)
         totals.seconds += seconds
 
     def close(self) -> None:
@@ -270,21 +283,28 @@ def _payload(answer: Answer) -> dict[str, Any]:
 
 def _sums(connection: sqlite3.Connection, uncertain: Iterable[Uncertain]) -> Totals:
     counts = dict(connection.execute("SELECT what, count(*) FROM events GROUP BY what"))
+    by_batch = connection.execute("SELECT count(*) FROM events WHERE what = 'answered' AND settles IS NULL").fetchone()[
+        0
+    ]
+    not_sent = connection.execute(
+        "SELECT count(*) FROM events WHERE what = 'failed' AND payload = ?", (json.dumps({"problem": NOT_SENT}),)
+    ).fetchone()[0]
     settled = Usage(*connection.execute(f"SELECT {SUMS.format('events')} FROM events WHERE what != 'sent'").fetchone())
-    *numbers, measured, seconds = connection.execute(
+    *numbers, measured, seconds, excess = connection.execute(
         f"SELECT {SUMS.format('sent')}, {SUMS.format('events')}, count(*), "
-        "coalesce(sum(events.at - sent.at), 0.0) "
+        "coalesce(sum(events.at - sent.at), 0.0), max(0.0, coalesce(max(events.cost - sent.cost), 0.0)) "
         "FROM events JOIN events AS sent ON events.settles = sent.sequence WHERE events.what = 'answered'"
     ).fetchone()
     return Totals(
-        requests=counts.get("sent", 0),
+        requests=counts.get("sent", 0) - not_sent + by_batch,
         answered=counts.get("answered", 0),
-        failed=counts.get("failed", 0),
+        failed=counts.get("failed", 0) - not_sent,
         spent=sum((one.most for one in uncertain), settled),
         asked_for=Usage(*numbers[:3]),
         used=Usage(*numbers[3:]),
         measured=measured,
         seconds=seconds,
+        excess=excess,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 SECONDS = 60.0
@@ -38,10 +40,12 @@ class _Lane:
 
 @dataclass(eq=False)
 class Taken:
-    """A turn: when it was, and the tokens of its request, as expected and then as they were."""
+    """When a request began, and its tokens, as expected and then as they were."""
 
     at: float
     tokens: float
+    is_over: bool = False
+    """Whether it began more than a minute ago."""
 
 
 class Pace:
@@ -58,12 +62,14 @@ class Pace:
         self._requests = None if requests_per_minute is None else _Lane(requests_per_minute)
         self._tokens = None if tokens_per_minute is None else _Lane(tokens_per_minute)
         self._minute: deque[Taken] = deque()
+        self._tokens_of_minute = 0.0
         self._nap = nap
         self._clock = clock
         self._paused_until = 0.0
         self._spread = 0.0
         self.waiting = 0
-        """Requests that wait for their turn."""
+        """Requests that wait for their turn, or to begin."""
+        self._door = asyncio.Lock()
 
     @property
     def paused_for(self) -> float:
@@ -77,36 +83,53 @@ class Pace:
             self._paused_until = until
             self._spread = seconds * PAUSE_JITTER
 
-    async def turn(self, tokens: float) -> Taken:
-        """Wait until a request that is expected to take so many tokens may begin."""
+    async def turn(self, tokens: float) -> None:
+        """Wait for the turn of a request that is expected to take so many tokens: turns are spread over the minute."""
         now = self._clock()
         start = now
         if self._requests is not None:
             start = self._requests.take(1, now)
         if self._tokens is not None:
             start = max(start, self._tokens.take(tokens, now))
+        if (wait := start - now) > 0:
+            with self._one_waits():
+                await self._nap(wait)
+
+    async def begin(self, tokens: float) -> Taken:
+        """Wait until no pause is on and the last minute has room; the request must be sent at once then.
+
+        Whatever else requests have waited for, a pause or a slot, may have brought those of many turns together.
+        """
+        with self._one_waits():
+            await self.pause()
+            async with self._door:
+                while (wait := self._until_room(tokens)) > 0:
+                    await self._nap(wait)
+                    await self.pause()
+        taken = Taken(self._clock(), tokens)
+        if self._requests is not None or self._tokens is not None:
+            self._minute.append(taken)
+            self._tokens_of_minute += tokens
+        return taken
+
+    def _until_room(self, tokens: float) -> float:
+        """Seconds until the request that began first in the last minute is over, if there is no room before."""
+        now = self._clock()
+        while self._minute and self._minute[0].at + SECONDS <= now + ROUNDING:
+            over = self._minute.popleft()
+            over.is_over = True
+            self._tokens_of_minute -= over.tokens
+        full = self._requests is not None and len(self._minute) + 1 > self._requests.per_minute
+        full |= self._tokens is not None and self._tokens_of_minute + tokens > self._tokens.per_minute
+        return self._minute[0].at + SECONDS - now if full and self._minute else 0.0
+
+    @contextmanager
+    def _one_waits(self) -> Iterator[None]:
         self.waiting += 1
         try:
-            if (wait := start - now) > 0:
-                await self._nap(wait)
-            await self.pause()
-            return await self._fits(tokens)
+            yield
         finally:
             self.waiting -= 1
-
-    async def _fits(self, tokens: float) -> Taken:
-        """Wait until the last minute has room; shares that were given back let requests come closer than it has."""
-        while self._tokens is not None:
-            now = self._clock()
-            while self._minute and self._minute[0].at + SECONDS <= now + ROUNDING:
-                self._minute.popleft()
-            if not self._minute or sum(one.tokens for one in self._minute) + tokens <= self._tokens.per_minute:
-                break
-            await self._nap(self._minute[0].at + SECONDS - now)
-        taken = Taken(self._clock(), tokens)
-        if self._tokens is not None:
-            self._minute.append(taken)
-        return taken
 
     async def pause(self) -> None:
         """Wait until no pause is on; one may begin, or be prolonged, meanwhile."""
@@ -114,7 +137,9 @@ class Pace:
             await self._nap(self.paused_for + random.uniform(0.0, self._spread))
 
     def correct(self, taken: Taken, tokens: float) -> None:
-        """The request of that turn has taken so many tokens."""
+        """A request has taken so many tokens."""
         if self._tokens is not None:
             self._tokens.correct(tokens - taken.tokens)
+            if not taken.is_over:
+                self._tokens_of_minute += tokens - taken.tokens
             taken.tokens = tokens

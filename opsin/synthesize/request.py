@@ -81,7 +81,8 @@ class Usage:
         )
 
 
-Finish = Literal["stop", "length", "refusal"]
+Finish = Literal["stop", "length", "refusal", "malformed"]
+"""How an answer ended; a malformed one is not one text, and kept as the JSON that came."""
 
 
 @dataclass(frozen=True, slots=True)

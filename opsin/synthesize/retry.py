@@ -29,8 +29,19 @@ STOPPING = {
 QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 """Codes of a 429 that no waiting helps against."""
 
-OF_THIS_ONE = frozenset({"content_filter", "content_policy_violation", "context_length_exceeded", "invalid_image"})
+OF_THIS_ONE = frozenset(
+    {
+        "context_length_exceeded",
+        "exceed_context_size_error",
+        "string_above_max_length",
+        "invalid_image",
+        "image_parse_error",
+        "invalid_base64",
+    }
+)
 """Codes of a refusal that tells nothing about other requests."""
+_TOO_LONG = re.compile(r"(?i)\bcontext (?:length|size|window)\b")
+"""In the message of servers that give no code for it."""
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may be other ones the next time."""
@@ -88,7 +99,9 @@ def after_status(status: int, code: str | None, said: str, headers: Mapping[str,
         told = STOPPING.get(status, f"it redirects to {target[:200]}; set that as base_url")
         return AttemptError(f"{told} ({problem})", Then.STOP)
     if status < 500 and status not in PASSING:
-        return AttemptError(f"refused ({problem})", Then.GIVE_UP, of_this_one=code in OF_THIS_ONE)
+        return AttemptError(
+            f"refused ({problem})", Then.GIVE_UP, of_this_one=code in OF_THIS_ONE or bool(_TOO_LONG.search(said))
+        )
     wait = retry_after(headers)
     if wait is not None and wait > LONGEST_ASKED_SECONDS:
         return AttemptError(f"it asks to wait for {wait:,.0f} seconds ({problem}); run again then", Then.STOP)

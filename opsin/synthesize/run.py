@@ -6,9 +6,9 @@ import asyncio
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,11 @@ def synthesize_by_batch(
         with Ledger.open(out / LEDGER) as ledger:
             waiting = Exported(out)
             if imported:
-                waiting.settle(_take(imported, maker, ledger, recipe.teacher, watch))
+                waiting.settle(_take(imported, maker, ledger, recipe.teacher, set(waiting.keys), watch))
             outcomes = [_replayed(maker, task, ledger)[0] for task in maker.work.tasks]
             for line in _refused(maker, outcomes):
                 watch.on_line(line)
+            result = _written(out, maker, outcomes, totals=ledger.totals)
             if exported is not None:
                 waiting.refuse()
                 pending = _unanswered(maker, [one.task for one in outcomes if one.state == "waiting"], ledger)
@@ -153,7 +154,7 @@ def synthesize_by_batch(
                 waiting.note(files, affordable.keys)
                 for line in (*(f"batch  {path}" for path in files), affordable.told()):
                     watch.on_line(line)
-            return _written(out, maker, outcomes, totals=ledger.totals)
+            return result
 
 
 def estimated(recipe: Synthesis, out: Path, *, most_pictures: int | None = None) -> Estimate:
@@ -162,13 +163,15 @@ def estimated(recipe: Synthesis, out: Path, *, most_pictures: int | None = None)
     Raises:
         OpsinError: annotations or prompts cannot be used.
     """
-    if not isinstance(recipe.teacher, OpenAI):
-        return Estimate(0, 0, Usage(0, 0), Usage(0, 0), 0.0)
     with tempfile.TemporaryDirectory() as drawn:
         maker = _maker(recipe, plan(recipe, Path(drawn), most_pictures), Watch())
+        pictures, samples, refused = maker.work.pictures, len(maker.work.tasks), len(maker.work.problems)
+        if not isinstance(recipe.teacher, OpenAI):
+            return Estimate(0, 0, Usage(0, 0), Usage(0, 0), 0.0, pictures, samples, refused)
         path = out / LEDGER if (out / LEDGER).exists() else Path(drawn) / LEDGER
         with Ledger.open(path) as ledger:
-            return estimate(_first_requests(maker), ledger, recipe.teacher, recipe.limits)
+            found = estimate(_first_requests(maker), ledger, recipe.teacher, recipe.limits)
+            return replace(found, pictures=pictures, samples=samples, refused_entries=refused)
 
 
 def _first_requests(maker: Maker) -> Iterator[Request]:
@@ -178,15 +181,20 @@ def _first_requests(maker: Maker) -> Iterator[Request]:
                 yield maker.first_request(task)
 
 
-def _take(paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, watch: Watch) -> set[str]:
-    """Answers of batch files, to the requests of this recipe, into the ledger; what came back, answered or not."""
+def _take(
+    paths: Sequence[Path], maker: Maker, ledger: Ledger, teacher: OpenAI, out: Set[str], watch: Watch
+) -> set[str]:
+    """Answers of batch files into the ledger; the keys of what came back, answered or not.
+
+    To requests of this recipe, and to those that are `out`, though a recipe with other pictures asked them.
+    """
     from opsin.synthesize.batch import import_batch
 
     awaited = {request.key: most_of(request, teacher) for request in _unanswered(maker, maker.work.tasks, ledger)}
 
     def most(key: str) -> Usage | None:
         known = ledger.lookup(key)
-        return awaited.get(key) if known is None else known.usage
+        return awaited.get(key, Usage(0, 0) if key in out else None) if known is None else known.usage
 
     took = import_batch(paths, ledger, teacher, most)
     for problem in took.problems:
@@ -200,7 +208,7 @@ def _tell_uncertain(ledger: Ledger, watch: Watch) -> None:
     if lost := [one for one in ledger.uncertain() if ledger.lookup(one.key) is None]:
         cost = sum(one.most.cost for one in lost)
         watch.on_line(
-            f"{len(lost):,} requests of an earlier run were under way when it died; their answers are lost and are "
+            f"{len(lost):,} requests of earlier runs were under way when these died; their answers are lost and are "
             f"asked for again, and the budget counts them as paid (at most {cost:,.4f})"
         )
 
@@ -268,7 +276,7 @@ def _directory(out: Path, recipe: Synthesis, watch: Watch) -> Iterator[None]:
         if not before.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise OpsinError(f"{out}: not empty, and no synthesis; choose another directory with --out")
         value = recipe.model_dump(mode="json")
-        if before.exists() and json.loads(before.read_bytes()) != value:
+        if before.exists() and json.loads(before.read_bytes()) | {"limits": value["limits"]} != value:
             watch.on_line(f"{before}: the recipe has changed since; requests that are the same keep their answers")
         write_json(before, value)
         yield
@@ -282,6 +290,11 @@ def _maker(recipe: Synthesis, work: Work, watch: Watch) -> Maker:
         watch.on_line(f"... and {len(lines) - SHOWN_PROBLEMS:,} more")
     refused = f", {len(work.problems):,} entries cannot be used" if work.problems else ""
     watch.on_line(f"{work.pictures:,} pictures{refused}; {len(work.tasks):,} samples to make")
+    made = {task.kind for task in work.tasks}
+    if none := [kind for kind in work.kinds if kind not in made]:
+        watch.on_line(
+            f"no sample of {', '.join(none)} to make: its share of so few pictures is none, or they lack what it needs"
+        )
     prompts = {name: kind.load_prompt() for name, kind in work.kinds.items()}
     teacher = recipe.teacher
     if isinstance(teacher, Rules):
@@ -370,7 +383,9 @@ def _written(
     statistics |= {"pictures": work.pictures, "image_root": str(work.image_root), "refused_entries": len(work.problems)}
     if totals is not None:
         spent = {"requests": totals.requests, "failed": totals.failed, "cost": totals.spent.cost}
-        statistics["spent"] = spent | {"cost_of_no_sample": max(0.0, totals.spent.cost - statistics["usage"]["cost"])}
+        statistics["spent"] = spent | {
+            "cost_of_no_answer": round(max(0.0, totals.spent.cost - statistics["usage"]["cost"]), 9)
+        }
     write_json(out / STATISTICS, statistics)
     write_text(out / PROBLEMS, "".join(f"{problem}\n" for problem in work.problems))
     write_text(out / PAGE, synthesis_page(out, PAGE_SAMPLES, recipe.seed))

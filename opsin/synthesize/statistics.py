@@ -84,7 +84,8 @@ def summary_lines(statistics: Mapping[str, Any]) -> list[str]:
     if spent := statistics.get("spent"):
         lines.append(
             f"spent    {spent['cost']:.4f} by {spent['requests']:,} requests of all runs here; {spent['failed']:,} "
-            f"failed, and {spent['cost_of_no_sample']:.4f} of it is, or may be, for answers that are in no sample"
+            f"failed, and {spent['cost_of_no_answer']:.4f} of it is, or may be, for answers that are lost, or of other "
+            "samples than these"
         )
     return lines + [f"unanswered  {problem}" for problem in statistics["problems"]]
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from opsin.core.errors import DataError, OpsinError
+from opsin.core.errors import DataError, OpsinError, PictureError
 from opsin.core.files import sha256_bytes
+from opsin.core.types import Picture
 from opsin.synthesize.context import Vocabulary
 from opsin.synthesize.kinds.base import KindBase
 from opsin.synthesize.recipe import Synthesis
 from opsin.synthesize.sources import Collected
 from opsin.synthesize.subject import Subject, Task, seed_of
+from opsin.vision.picture import picture_size
 
 OnRead = Callable[[str], None]
 """Told what is being read."""
@@ -43,7 +46,7 @@ def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read
     """Read the sources (documents are drawn into `out`) and list the tasks.
 
     A picture belongs to one side, train or held out, by its path and the recipe's seed: what is made of it, and of
-    groups of pictures, never crosses. Groups are drawn within a source. `most_pictures` takes only the first ones.
+    groups of pictures, never crosses. Groups are drawn within a source. `most_pictures` takes the first of each source.
 
     Raises:
         DataError: two pictures have the same id, or nothing can be made of what is left.
@@ -54,12 +57,13 @@ def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read
         on_read(pictures.told)
         collected.append(pictures.read(out))
     root = Path(os.path.commonpath([one.root for one in collected]))
+    damaged: list[str] = []
+    on_read("opening the pictures")
     found = [
         (_placed(subject, root, recipe.pictures[source].id_prefix), source)
         for source, one in enumerate(collected)
-        for subject in one.subjects
+        for subject in islice(_that_open(one.subjects, damaged), most_pictures)
     ]
-    found = found[:most_pictures]
     subjects = [subject for subject, _ in found]
     _refuse_twins(subjects)
     tasks: list[Task] = []
@@ -74,7 +78,7 @@ def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read
             tasks.extend(made)
             own.update((task.id, collected[source].vocabulary) for task in made)
             kept.update(task.id for task in made if is_kept)
-    problems = tuple(problem for one in collected for problem in one.problems)
+    problems = (*(problem for one in collected for problem in one.problems), *damaged)
     if not tasks:
         advice = (
             f"nothing can be made of the {len(subjects):,} pictures: do they have the annotations that the kinds need?"
@@ -90,6 +94,18 @@ def plan(recipe: Synthesis, out: Path, most_pictures: int | None = None, on_read
         pictures=len(subjects),
         problems=problems,
     )
+
+
+def _that_open(subjects: Iterable[Subject], problems: list[str]) -> Iterator[Subject]:
+    """Those whose pictures have a header that can be read: no answer is bought about what nobody can train on."""
+    for subject in subjects:
+        try:
+            for image in subject.images:
+                picture_size(Picture(path=subject.root / image))
+        except PictureError as error:
+            problems.append(f"{subject.where}: {subject.id}: {error}")
+        else:
+            yield subject
 
 
 def _tasks(kind: KindBase, subjects: Sequence[Subject], seed: int) -> Iterable[Task]:

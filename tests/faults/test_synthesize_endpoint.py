@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
 from opsin.core.errors import BudgetError, OpsinError, TeacherError, UnansweredError
-from opsin.synthesize.endpoint import Endpoint
+from opsin.synthesize.endpoint import Endpoint, read_completion
 from opsin.synthesize.engine import Engine
 from opsin.synthesize.request import Answer, Usage
 from opsin.synthesize.teacher_values import Limits, OpenAI, Price
@@ -23,6 +25,7 @@ from tests.support.chat_endpoint import ChatEndpoint, Reply, completion, refused
 if TYPE_CHECKING:
     from pathlib import Path
 
+CUT = {"message": {"content": "Wel"}, "finish_reason": "MAX_TOKENS"}
 PASSING = {
     "429": refused(429, "slow down"),
     "429 with Retry-After": refused(429, "slow down", retry_after="0.01"),
@@ -42,17 +45,14 @@ PASSING = {
     "no JSON": Reply(body=b"\xff\xfe\x00"),
     "nothing": Reply(body=b""),
     "nested too deeply": Reply(body=b"[" * 100_000),
+    "no choice": Reply(body=completion("x", choices=[])),
+    "broken off": Reply(body=completion("x", choices=[CUT | {"finish_reason": "error"}])),
+    "a busy gateway": Reply(body=b'{"error": {"code": 429, "message": "slow down"}}'),
     "an error with status 200": Reply(body=b'{"error": {"code": 502, "message": "upstream"}}'),
     "no HTTP": Reply(cut=0, headers=(("x", "y"),)),
 }
+TWO = [{"message": {"content": "a"}}, {"message": {"content": "b"}}]
 UNUSABLE = {
-    "no choice": (Reply(body=completion("x", choices=[])), "answered with 0 choices instead of one"),
-    "two choices": (
-        Reply(body=completion("x", choices=[{"message": {"content": "a"}}, {"message": {"content": "b"}}])),
-        "answered with 2 choices instead of one",
-    ),
-    "no message": (Reply(body=completion("x", choices=[7])), "a choice without a message"),
-    "a number": (Reply(body=completion(7)), "content that is no text but a int"),
     "compressed": (Reply(headers=(("Content-Encoding", "gzip"),)), "answered with Content-Encoding 'gzip'"),
     "400": (
         refused(400, "context\x1b[31m too\nlong", "context_length_exceeded"),
@@ -66,6 +66,10 @@ HOPELESS = {
     "403": (refused(403, "not in your country"), "the key may not do this"),
     "404": (refused(404, "no model tiny", "model_not_found"), "there is no such model"),
     "quota": (refused(429, f"you exceeded it {KEY}", "insufficient_quota", retry_after="1"), "there is no quota left"),
+    "quota in a good response": (
+        Reply(body=b'{"error": {"code": "insufficient_quota", "message": "no"}}'),
+        "there is no quota left",
+    ),
     "redirect": (Reply(307, b"", (("Location", "https://elsewhere/v1"),)), "it redirects to https://elsewhere/v1"),
     "a day": (refused(429, "tomorrow", retry_after="86400"), "it asks to wait for 86,400 seconds"),
 }
@@ -176,6 +180,16 @@ def test_what_cannot_be_used_is_given_up_at_once(tmp_path: Path, name: str) -> N
             "I",
             "refusal",
         ),
+        (refused(400, "flagged", "content_filter"), "content_filter: flagged", "refusal"),
+        (Reply(body=completion("x", choices=[7])), "[7]", "malformed"),
+        (
+            Reply(body=completion(7, choices=[{"message": {"content": 7}}])),
+            '[{"message": {"content": 7}}]',
+            "malformed",
+        ),
+        (Reply(body=b'{"error": {"code": "content_filter", "message": "no"}}'), "content_filter: no", "refusal"),
+        (Reply(body=completion("", choices=[CUT])), "Wel", "length"),
+        (Reply(body=completion("x", choices=TWO)), json.dumps(TWO), "malformed"),
         (Reply(body=completion("\ud800 <|im_end|>\u0000")), "\ud800 <|im_end|>\u0000", "stop"),
     ],
 )
@@ -187,6 +201,14 @@ def test_refusals_and_cut_answers_are_answers(tmp_path: Path, reply: Reply, text
         [again] = ask(tmp_path, endpoint.url, [request()])
     assert isinstance(again, Answer)
     assert (again.text, again.finish, again.bought, len(endpoint.asked)) == (text, finish, False, 1)
+
+
+def test_choices_that_are_nested_too_deeply_to_be_kept() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    answer = read_completion({"choices": deep}, OpenAI(model="tiny"), Usage(10, 10))
+    assert (answer.text, answer.finish) == ("(nested too deeply)", "malformed")
 
 
 @pytest.mark.parametrize("name", HOPELESS)
@@ -229,16 +251,24 @@ def test_an_endpoint_that_is_down_ends_the_run_before_all_is_tried(tmp_path: Pat
 
 
 def test_pictures_that_the_endpoint_refuses_first_do_not_end_the_run(tmp_path: Path) -> None:
-    blocked = [refused(400, "flagged", "content_filter")] * 5
+    blocked = [refused(400, "too long", "context_length_exceeded")] * 5
     with ChatEndpoint(blocked) as endpoint:
         answers = ask(tmp_path / "new", endpoint.url, [request(number) for number in range(20)], concurrency=1)
     assert [isinstance(answer, Answer) for answer in answers] == [False] * 5 + [True] * 15
 
 
+def test_prompts_that_are_all_too_long_for_the_server_show_soon(tmp_path: Path) -> None:
+    said = "This model's maximum context length is 2048 tokens."
+    with ChatEndpoint(lambda _: refused(400, said)) as endpoint:
+        answers = ask(tmp_path / "new", endpoint.url, [request(number) for number in range(90)], concurrency=2)
+    assert "25 requests in a row got no answer; the last one: refused (400 error: This model's" in str(answers[-1])
+    assert len(endpoint.asked) <= 30
+
+
 def test_a_wrong_recipe_shows_soon(tmp_path: Path) -> None:
     with ChatEndpoint(lambda _: refused(400, "unknown field max_tokens")) as endpoint:
         answers = ask(tmp_path / "new", endpoint.url, [request(number) for number in range(50)], concurrency=1)
-    assert "3 requests in a row got no answer; the last one: refused (400 error: unknown" in str(answers[-1])
+    assert re.search(r"[34] requests in a row got no answer; the last one: refused \(400 error: unk", str(answers[-1]))
     assert len(endpoint.asked) <= 6  # some were under way
 
 
@@ -289,7 +319,7 @@ def test_retries_count_as_requests(tmp_path: Path) -> None:
         (Reply(cut=200), 139),
         (Reply(body=b"{"), 139),
     ],
-    ids=["an error", "two choices", "cut", "no JSON"],
+    ids=["an error", "no choice", "cut", "no JSON"],
 )
 def test_what_a_lost_answer_may_have_cost_is_booked(tmp_path: Path, reply: Reply, cost: int) -> None:
     async def work(engine: Engine) -> Usage:

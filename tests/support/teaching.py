@@ -88,6 +88,13 @@ def good_answer(asked: Asked) -> str:
     )
 
 
+def batch_line(asked: dict[str, Any], text: str | None = None) -> str:
+    """The line of a batch's output to a line of its requests: a text, by default a good answer."""
+    answer = good_answer(Asked(0, "", asked["body"], "", 0.0)) if text is None else text
+    response = {"status_code": 200, "body": json.loads(completion(answer))}
+    return json.dumps({"custom_id": asked["custom_id"], "response": response}) + "\n"
+
+
 def well(asked: Asked) -> Reply:
     """A good answer to anything."""
     return Reply(body=completion(good_answer(asked)))

@@ -346,6 +346,37 @@ def test_what_a_caption_counts_otherwise_is_not_counted(caption: str, countable:
     assert ("two dogs" in annotated.description(context, random.Random(0))) == countable
 
 
+@pytest.mark.parametrize(
+    ("caption", "name", "boxes", "countable"),
+    [
+        ("Three surfers on a beach.", "a person", 2, False),
+        ("A man rides with two women.", "a person", 1, False),
+        ("Two women and a man.", "a person", 3, True),
+        ("A woman on a horse.", "a person", 1, True),
+        ("A couple of dogs.", "a dog", 3, False),
+        ("A pair of dogs.", "a dog", 2, True),
+        ("A man on a pair of skis.", "a pair of skis", 1, True),
+        ("About thirty sheep.", "a sheep", 8, False),
+        ("Twenty-five people wait.", "a person", 5, False),
+        ("Cars in traffic.", "a car", 1, False),
+        ("Cars in traffic.", "a car", 4, True),
+        ("3 dogs run.", "a dog", 2, False),
+        ("Twelve people at a table.", "a person", 5, False),
+        ("A dozen donuts in a box.", "a donut", 4, False),
+        ("A herd of sheep.", "a sheep", 3, False),
+        ("Three planes fly in formation.", "an airplane", 2, False),
+        ("Two dogs and another dog.", "a dog", 2, False),
+        ("A bus at a stop.", "a bus", 1, True),
+        ("A man on skis.", "a pair of skis", 1, True),
+        ("Three animals graze.", "a cow", 2, True),
+    ],
+)
+def test_nor_in_other_words_for_the_same_things(caption: str, name: str, boxes: int, countable: bool) -> None:
+    thing = Thing(name, ("thing", name), (0.1, 0.1, 0.2, 0.2))
+    known = annotated.counts(Context((caption,), (thing,) * boxes, "categories"))
+    assert known == ({name: boxes} if countable else {})
+
+
 def test_ten_things_and_more_are_counted_only_where_nothing_is_overlooked() -> None:
     dogs = [Thing("a dog", ("animal", "dog"), (n / 20, 0.1, n / 20 + 0.05, 0.2)) for n in range(10)]
     assert annotated.counts(Context((), tuple(dogs[:9]), "categories")) == {"a dog": 9}

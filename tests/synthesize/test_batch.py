@@ -8,16 +8,19 @@ import pytest
 from opsin.core.errors import OpsinError
 from opsin.synthesize import batch
 from opsin.synthesize.batch import export_batch, import_batch
-from opsin.synthesize.exported import Exported
+from opsin.synthesize.estimate import most_of
+from opsin.synthesize.exported import Affordable, Exported
 from opsin.synthesize.ledger import Ledger
 from opsin.synthesize.request import Answer, Usage
-from opsin.synthesize.teacher_values import OpenAI, Price
+from opsin.synthesize.teacher_values import Limits, OpenAI, Price
 from tests.support.asking import request
 from tests.support.chat_endpoint import completion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from opsin.synthesize.request import Request
 
 TEACHER = OpenAI(model="tiny", price=Price(input=1_000_000, output=1_000_000, batch_discount=0.4))
 
@@ -45,7 +48,7 @@ def test_what_is_not_in_the_ledger_is_exported_once(tmp_path: Path, ledger: Ledg
     assert [one["custom_id"] for one in lines] == [request(0).key, request(2).key]
     assert (lines[0]["method"], lines[0]["url"]) == ("POST", "/v1/chat/completions")
     assert lines[0]["body"]["messages"] == [{"role": "user", "content": "picture 0"}]
-    assert ledger.totals.requests == 0
+    assert ledger.totals.requests == 1  # that one, before
 
 
 def test_files_are_split_and_earlier_ones_replaced(
@@ -102,6 +105,41 @@ def test_answers_are_imported_once_at_the_price_of_a_batch(tmp_path: Path, ledge
     assert ledger.totals.spent.cost == pytest.approx(2 * 15 * 0.6)
 
 
+def test_no_more_goes_out_than_is_left_of_the_budgets(ledger: Ledger) -> None:
+    ledger.keep_all((request(number).key, Answer("yes", "stop", Usage(1, 1, 30.0), "tiny")) for number in range(3))
+    pending = [request(number) for number in range(10, 20)]
+    most = most_of(pending[0], TEACHER).tokens * 0.6  # of a unit for each token, at the price of a batch
+
+    def exported(requests: list[Request], **limits: float) -> int:
+        affordable = Affordable(requests, TEACHER, Limits.model_validate(limits), ledger.totals)
+        return len(list(affordable))
+
+    assert exported(pending, max_requests=5) == 2
+    assert exported(pending, max_cost=90 + 4 * most + 1) == 4
+    large = request(30, max_tokens=10_000)
+    assert exported([pending[0], large, *pending[1:]], max_cost=90 + 4 * most + 1) == 1  # in order
+
+
+def test_what_a_filter_refuses_is_a_refusal(tmp_path: Path, ledger: Ledger) -> None:
+    """It would be refused in every further round, too."""
+    error = {"code": "content_filter", "message": "flagged"}
+    path = tmp_path / "errors.jsonl"
+    path.write_text(
+        "\n".join(
+            [
+                line(0, 400, {"error": error}),
+                json.dumps({"custom_id": request(1).key, "response": None, "error": error}),
+            ]
+        ),
+        encoding="utf-8",
+    )
+    assert import_batch([path], ledger, TEACHER, is_asked).kept == 2
+    for number in range(2):
+        found = ledger.lookup(request(number).key)
+        assert found is not None
+        assert (found.text, found.finish) == ("content_filter: flagged", "refusal")
+
+
 def test_all_other_lines_are_named(tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "LINE_BYTES", 1000)
     lines = {
@@ -114,7 +152,7 @@ def test_all_other_lines_are_named(tmp_path: Path, ledger: Ledger, monkeypatch: 
         json.dumps(
             {"custom_id": request(4).key, "response": None, "error": {"code": "batch_expired"}}
         ): "batch_expired",
-        line(5, body={"choices": []}): "answered with 0 choices instead of one",
+        line(5, body={"choices": []}): "answered with no choice",
         line(6, body={"choices": "none"}): "no answer (status 200: ",
         "[" * 900: "not JSON",
         line(7): None,

@@ -41,6 +41,24 @@ def test_it_waits_for_those_under_way_so_that_the_money_is_really_used() -> None
     asyncio.run(run())
 
 
+def test_requests_go_one_by_one_until_an_answer_shows_what_is_billed() -> None:
+    async def run() -> None:
+        budget = Budget(100.0, None, Usage(0, 0), 0)
+        await budget.reserve(MOST)
+        others = [asyncio.create_task(budget.reserve(MOST)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(other.done() for other in others)
+        budget.book(MOST, Usage(0, 0), answered=False)  # refused for now: that tells nothing
+        await asyncio.sleep(0)
+        assert sum(other.done() for other in others) == 1
+        budget.book(MOST, Usage(0, 0))  # an answer, though of an endpoint that counts nothing
+        await asyncio.gather(*others)
+        budget.book(MOST, Usage(100, 900, 5.0))
+        assert budget.reserved == 1.0 + 4.0  # of the one that is left: as reckoned, and as much more
+
+    asyncio.run(run())
+
+
 def test_the_number_of_requests_is_bounded_over_all_runs() -> None:
     async def run() -> None:
         budget = Budget(None, 2, Usage(0, 0), 1)

@@ -71,7 +71,7 @@ def refused_and_passed(pictures: list[dict[str, Any]]) -> tuple[list[str], list[
 
 
 @pytest.mark.parametrize(
-    ("pictures", "most_refused", "most_passed"), [(READ, 2, 12), (UNREAD, 7, 16)], ids=["read", "unread"]
+    ("pictures", "most_refused", "most_passed"), [(READ, 0, 5), (UNREAD, 5, 10)], ids=["read", "unread"]
 )
 def test_good_answers_pass_and_bad_ones_do_not(
     pictures: list[dict[str, Any]], most_refused: int, most_passed: int
@@ -80,5 +80,5 @@ def test_good_answers_pass_and_bad_ones_do_not(
     refused, passed = refused_and_passed(pictures)
     assert len(refused) <= most_refused, refused
     assert len(passed) <= most_passed, passed
-    # What is claimed outright is found; colours and materials are not looked up.
+    # What is claimed outright is found.
     assert not {"absent-claim", "yes-absent", "caption-talk", "coords", "truncated"} & set(passed)

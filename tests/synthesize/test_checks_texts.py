@@ -134,6 +134,20 @@ def test_coordinates(answer: str) -> None:
     assert "coordinates" not in answered(answer, free_of_positions=False)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The dog is at x 0.4 and y 0.6.",
+        "The dog is there (x: 0.4, y: 0.6).",
+        "The dog lies in {0.1, 0.2, 0.5, 0.6}.",
+        "It spans 0.1 to 0.5 of the width.",
+        "It is at .4/.6 of the picture.",
+    ],
+)
+def test_coordinates_in_other_forms(answer: str) -> None:
+    assert "coordinates" in answered(answer)
+
+
 def test_other_numbers_are_no_coordinates() -> None:
     price = Context(("A dog with a tag of 0.75 euros.",), (Thing("a dog", ("animal",)),))
     assert not answered("The tag says 0.75 euros.", context=price)
@@ -163,6 +177,20 @@ def test_a_sentence_in_another_language() -> None:
     assert "language" in answered(f"The passengers wait on the platform. {spanish} The train is late.", grounded=False)
     chinese = "乘客们在站台上耐心等待火车。"
     assert "language" in answered(f"The passengers wait on the platform of the station. {chinese}", grounded=False)
+    assert "language" in answered("A 棕色的 dog lies on a sofa.")  # who knows captions alone can have read it nowhere
+    sign = Context(("A dog lies below a sign that says 出口.",), (Thing("a dog", ("animal",)),))
+    assert not answered("The sign says 出口.", context=sign)
+    assert not answered("The café has a dog that weighs 5 μg.", context=sign)
+    for english in (
+        "No, as far as I can tell.",
+        "They do not wait as long as no cars come.",
+        "Do you see benches?",
+    ):
+        assert "language" not in answered(english, grounded=False)
+    airport = Context(("A dog below a sign that says San Francisco International Airport.",), ())
+    assert "language" not in answered(
+        "牌子上写着“San Francisco International Airport”。", context=airport, language="zh"
+    )
     named = "They are on the way to the restaurant La Casa de los Abuelos, which is near the station."
     assert "language" not in answered(named, grounded=False)
 
@@ -220,6 +248,9 @@ def test_length_in_words() -> None:
         ("The dog lies on the couch and looks at the window, and behind it a wall.", False),
         ('The dog lies on the couch and looks at the window, and it seems to say "come!"', False),
         ("A brown dog on a couch", False),
+        ("On the couch lie these things:", True),
+        ("A dog, two couches, a small window, three lamps, some books and a big red rug", False),
+        ("The dog lies on the couch and looks at the window, and it is having fun 😊", False),
     ],
 )
 def test_answers_that_break_off(answer: str, broken: bool) -> None:
@@ -294,14 +325,19 @@ def test_control_tokens_and_characters(text: str) -> None:
     assert [finding.check for finding in examine_raw(text, "stop")] == ["control"]
 
 
-@pytest.mark.parametrize("label", ["User", "Assistant", "System", "Human", "assistant"])
+@pytest.mark.parametrize("mark", ["<Image>", "<IMG_CONTEXT>", "<start_of_image>", "</assistant>", "<extra_id_0>"])
+def test_marks_of_other_templates(mark: str) -> None:
+    assert "control" in answered(f"A dog. {mark}")
+
+
+@pytest.mark.parametrize("label", ["User", "Assistant", "System", "Human", "assistant", "user", "Bot"])
 def test_labels_of_speakers(label: str) -> None:
     assert "control" in answered(f"A dog.\n{label}: What else?")
     assert "control" not in answered(f"A dog of the {label} kind: it is brown.")
 
 
 def test_plain_signs_are_no_control_tokens() -> None:
-    assert "control" not in answered("A <b> dog | couch [1] #1\n\ttab\r\nuser: x < y, 🐕‍🦺")
+    assert "control" not in answered("A <b> dog | couch [1] #1\n\ttab\r\na user: x < y, 🐕‍🦺")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +347,8 @@ def test_plain_signs_are_no_control_tokens() -> None:
         ("What is the brown dog that lies on the couch?", "A dog.", True),
         ("Is the dog brown?", "Yes, the dog is brown.", False),
         ("Is it a dog or a couch?", "A dog.", False),
+        ("Between the dog and the couch, which is bigger?", "The couch.", False),
+        ("Which of the dog and the couch is on the left?", "The couch.", False),
         ("Does a couch give a tired dog a soft place to rest?", "A couch gives a tired dog a soft place.", True),
         ("Does a couch give a tired dog a soft place to rest?", "It gives a tired dog a soft place.", False),
         ("Which is it? (A) dog (B) couch", "dog", False),
@@ -324,6 +362,8 @@ def test_leakage(question: str, answer: str, leaks: bool) -> None:
 
 def test_a_question_that_was_asked_before() -> None:
     assert "leakage" in checks(("What is it?", "A dog."), ("what is it", "A brown dog."))
+    dog, couch = ("What lies there?", "A dog."), ("What does it lie on?", "A couch.")
+    assert "leakage" not in checks(dog, ("Where is it?", "On the couch."), couch, ("Where is it?", "In a room."))
 
 
 ORDERS = (
@@ -433,14 +473,26 @@ def test_what_the_rules_say_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [" ", "a cat ", "the cat ", ", ", ". ", "- ", "a", "there is no ", "suggests that a cat "], ids=repr
+    ("before", "part"),
+    [
+        *(
+            ("A cat ", part)
+            for part in (" ", "a cat ", "the cat ", ", ", ". ", "- ", "a", "there is no ", "\n", "?", "-")
+        ),
+        ("A cat ", "suggests that a cat "),
+        ("There is no ", "' "),
+        ("There is no ", "-"),
+        ("(", "1"),
+        ("", "\n-"),
+    ],
+    ids=repr,
 )
-def test_no_answer_holds_up_the_others(part: str) -> None:
+def test_no_answer_holds_up_the_others(before: str, part: str) -> None:
     """What an endpoint sends is read in one event loop with all others: some took minutes, all take half a second."""
-    text = f"A cat {part * (100_000 // len(part))}."
+    text = f"{before}{part * (100_000 // len(part))}x."
     began = time.perf_counter()
     examine_raw(text, "stop")
-    assert checks((f"Is there {text[:5_000]}?", text), words=(1, 800))
+    assert checks((f"Is there {text}?", text), words=(1, 800))
     checks((text, "A dog."), words=(1, 800), reasoned=True)
     assert time.perf_counter() - began < 10
 

@@ -13,7 +13,8 @@ from opsin.core.errors import RecipeError
 from opsin.synthesize.check_values import Checks
 from opsin.synthesize.checks import examine
 from opsin.synthesize.checks.concepts import concepts
-from opsin.synthesize.checks.hallucination import Known, count, hallucination
+from opsin.synthesize.checks.count import count
+from opsin.synthesize.checks.hallucination import Known, hallucination
 from opsin.synthesize.context import Context, Exhaustive, Thing, Vocabulary
 from opsin.synthesize.kinds.base import Expected
 from opsin.synthesize.subject import Exchange
@@ -266,6 +267,13 @@ def test_the_things_of_the_collection_are_known_as_well() -> None:
         ("What is it like?", "No sink can be seen.", "sink"),
         ("What is it like?", "No knife is visible in the picture.", "knife"),
         ("What is it like?", "The scene has no sink in it.", "sink"),
+        ("Can you see a sink?", "No.", "sink"),
+        ("Do you see any knives?", "No, I do not.", "knives"),
+        ("Does the picture show a knife?", "No, it does not.", "knife"),
+        ("How many knives are there?", "None.", "knives"),
+        ("How many knives are there?", "There are zero knives.", "knives"),
+        ("Is a sink there?", "No, there's no sink.", "sink"),
+        ("Are there any people in the kitchen?", "No.", "people"),
     ],
 )
 def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -> None:
@@ -280,6 +288,8 @@ def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -
         ("Is there a knife in the sink?", "No, there is no knife in the sink."),
         ("Is there a knife in the background?", "No, there is no knife in the background."),
         ("Are there any children in the scene?", "No, there are no children visible; only a man can be seen."),
+        ("Is there a knife in the kitchen?", "No, the knife lies in the next room."),
+        ("Are there any knives?", "No, there is only one knife."),
         ("Are there other people?", "No, there are no other people in the picture."),
         ("Is there a cat?", "No, there is no cat."),
         ("What is it like?", "There are no people sitting down."),
@@ -290,6 +300,25 @@ def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -
 def test_of_what_has_a_box_another_sort_or_place_may_be_denied(question: str, answer: str) -> None:
     here = known("a sink", "a knife", "a person")
     assert list(hallucination([Exchange(question, answer)], here)) == []
+
+
+def test_of_two_pictures_one_may_lack_what_the_other_has() -> None:
+    contexts = (known("a dog").contexts[0], known("a sofa").contexts[0])
+    both = Known(contexts, concepts(NOTHING, None))
+    said = "In the second one the sofa is the same, but there is no dog."
+    assert list(hallucination([Exchange("What differs?", said)], both)) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The park is a great place for a game, with two cats under a red umbrella.",
+        "The dogs may be hungry, and two cats stand beside them.",
+        "There is no wind, with a cat standing near the fence.",
+    ],
+)
+def test_what_is_supposed_or_denied_ends_before_what_is_told_besides(answer: str) -> None:
+    assert lost("What is here?", answer, known("a dog", caption="A dog in a park near a fence."))
 
 
 def test_more_things_than_there_are() -> None:

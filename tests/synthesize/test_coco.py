@@ -119,7 +119,20 @@ def test_an_annotation_that_stands_twice_counts_once(pictures: Path, tmp_path: P
         path.write_text(json.dumps(content))
     twice = Coco(image_root=pictures, **files).read(tmp_path)
     assert twice.subjects == once.subjects
-    assert sum("the id stands there twice; the first counts" in one for one in twice.problems) == len(files)
+    assert sum("it stands there twice, and counts once" in one for one in twice.problems) == len(files)
+
+
+def test_annotations_of_joined_files_share_their_ids_and_all_count(
+    pictures: Path, tmp_path: Path, files: dict[str, Path]
+) -> None:
+    once = Coco(image_root=pictures, **files).read(tmp_path)
+    for path in files.values():
+        content = json.loads(path.read_text())
+        content["annotations"] = [one | {"id": 0} for one in content["annotations"]]
+        path.write_text(json.dumps(content))
+    joined = Coco(image_root=pictures, **files).read(tmp_path)
+    assert joined.subjects == once.subjects
+    assert joined.problems == once.problems
 
 
 def test_neither_file_is_refused(pictures: Path) -> None:

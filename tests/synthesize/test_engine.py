@@ -18,7 +18,7 @@ from opsin.synthesize.request import Message, Shown, Usage
 from opsin.synthesize.teacher_values import Limits, OpenAI, Price, Rules, misfits
 from opsin.synthesize.workers import work_through
 from tests.support.asking import ask, request, with_engine
-from tests.support.chat_endpoint import ChatEndpoint, Reply, refused
+from tests.support.chat_endpoint import ChatEndpoint, Reply, completion, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,18 +65,24 @@ def test_the_first_error_ends_the_work_when_those_under_way_are_done(tmp_path: P
     assert len(done) == len(endpoint.asked) == 10
 
 
+async def until_a_signal(engine: Engine, number: signal.Signals, grace_seconds: float) -> None:
+    """Ask for much, and be told to end soon."""
+
+    async def make(item: int) -> None:
+        await engine.answer(request(item))
+
+    asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
+    with Stop(b"") as stop:
+        await work_through(engine, range(100), make, workers=8, stop=stop, grace_seconds=grace_seconds)
+    assert stop.wanted == number
+
+
 @pytest.mark.parametrize("latency", [0.1, 5.0], ids=["they land", "they do not"])
 def test_a_signal_ends_the_work_in_good_order(tmp_path: Path, latency: float) -> None:
-    """Nothing new is asked; what is under way has some time to land; the rest is known to be under way."""
+    """Nothing new is asked; what is under way has some time to land; what is known to be unknown is what was sent."""
 
     async def work(engine: Engine) -> None:
-        async def make(number: int) -> None:
-            await engine.answer(request(number))
-
-        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
-        with Stop(b"") as stop:
-            await work_through(engine, range(100), make, workers=8, stop=stop, grace_seconds=0.4)
-        assert stop.wanted == signal.SIGTERM
+        await until_a_signal(engine, signal.SIGTERM, grace_seconds=0.4)
         with pytest.raises(StoppedError):
             await engine.answer(request(200))
 
@@ -87,9 +93,10 @@ def test_a_signal_ends_the_work_in_good_order(tmp_path: Path, latency: float) ->
     with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
         kept = sum(ledger.lookup(key) is not None for key in endpoint.keys)
         uncertain = {one.key for one in ledger.uncertain()}
+        assert (ledger.totals.requests, ledger.totals.failed) == (len(endpoint.asked), 0)
     if latency == 5.0:
         assert (kept, len(endpoint.asked)) == (0, 4)
-        assert set(endpoint.keys) <= uncertain
+        assert set(endpoint.keys) == uncertain
     else:
         assert kept == len(endpoint.asked) <= 8
         assert uncertain == set()
@@ -173,6 +180,35 @@ def test_no_budget_without_a_price(tmp_path: Path) -> None:
 def test_values_that_are_refused(fields: dict[str, object], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         OpenAI.model_validate({"model": "tiny", **fields})
+
+
+def test_requests_that_a_signal_kept_back_are_not_counted(tmp_path: Path) -> None:
+    """Each run is ended while some requests are noted and wait for a slot; the budget of requests is for sent ones."""
+
+    async def work(engine: Engine) -> None:
+        await until_a_signal(engine, signal.SIGINT, grace_seconds=1.0)
+
+    with ChatEndpoint(latency=0.15) as endpoint:
+        for _ in range(3):
+            with_engine(tmp_path, endpoint.url, work, concurrency=2, max_requests=100)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        assert (ledger.totals.requests, ledger.totals.failed) == (len(endpoint.asked), 0)
+        assert ledger.uncertain() == []
+
+
+def test_a_bill_over_max_tokens_is_learned_before_others_are_sent(tmp_path: Path) -> None:
+    """An endpoint that bills hidden reasoning: 400 answer tokens where 50 are allowed."""
+    reply = Reply(body=completion("On it: yes.", usage={"prompt_tokens": 10, "completion_tokens": 400}))
+    with ChatEndpoint([reply] * 50) as endpoint:
+        requests = [request(f"{number:02}") for number in range(50)]
+        answers = ask(tmp_path, endpoint.url, requests, price=PRICE, max_cost=3000)
+        ask(tmp_path, endpoint.url, requests, price=PRICE, max_cost=3200)  # another run has learned it, too
+    assert len(endpoint.asked) == 7  # of 410 each, though 21 of 140 would have been
+    told = "2,870.0000 of max_cost=3,000.0000 USD are spent in this directory, and the next request may cost 410.0000"
+    errors = {str(answer) for answer in answers if isinstance(answer, BudgetError)}
+    assert errors == {
+        f"{told} (bills here were up to 270.0000 over what max_tokens allows); raise max_cost to go on from here"
+    }
 
 
 def test_slow_requests_do_not_keep_others_from_their_slots(tmp_path: Path) -> None:

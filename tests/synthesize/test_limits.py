@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsin.synthesize.limits import Pace
+from opsin.synthesize.limits import Pace, Taken
 
 
 class Time:
@@ -23,6 +23,11 @@ class Time:
         return Pace(requests, tokens, nap=self.nap, clock=lambda: self.now)
 
 
+async def turn(pace: Pace, tokens: float) -> Taken:
+    await pace.turn(tokens)
+    return await pace.begin(tokens)
+
+
 def begun(requests: float | None, tokens: float | None, sizes: list[float]) -> list[float]:
     """When requests of these sizes begin that all are ready at once."""
 
@@ -31,7 +36,7 @@ def begun(requests: float | None, tokens: float | None, sizes: list[float]) -> l
         pace = time.pace(requests, tokens)
         times = []
         for size in sizes:
-            await pace.turn(size)
+            await turn(pace, size)
             times.append(time.now)
         return times
 
@@ -70,7 +75,7 @@ def test_nor_where_requests_take_other_numbers_than_expected(sizes: list[tuple[i
 
         async def ask(expected: int, real: int) -> None:
             async with slots:
-                taken = await pace.turn(expected)
+                taken = await turn(pace, expected)
                 begun.append((time.now, min(expected, real)))
                 await time.nap(1)
                 pace.correct(taken, real)
@@ -82,12 +87,36 @@ def test_nor_where_requests_take_other_numbers_than_expected(sizes: list[tuple[i
         assert sum(size for at, size in begun if first <= at < first + 60 - 0.01) <= per_minute
 
 
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 1)), min_size=2, max_size=60))
+def test_what_requests_have_not_taken_is_there_for_others(sizes: list[tuple[int, float]]) -> None:
+    per_minute = 1000
+    begun: list[tuple[float, int]] = []
+
+    async def run() -> None:
+        time = Time()
+        pace = time.pace(None, per_minute)
+        for expected, share in sizes:
+            taken = await turn(pace, expected)
+            begun.append((time.now, round(expected * share)))
+            pace.correct(taken, round(expected * share))
+
+    asyncio.run(run())
+    for first, _ in begun:
+        assert sum(size for at, size in begun if first <= at < first + 60 - 0.01) <= per_minute
+    whole = sum(size for _, size in begun)
+    assert begun[-1][0] - begun[0][0] <= 2 * whole * 60 / per_minute + 60  # a minute may be half empty
+
+
+def test_a_request_that_is_larger_than_the_limit_goes_by_itself() -> None:
+    assert begun(None, 100, [500.0, 10.0]) == [1000.0, 1300.0]
+
+
 def test_a_request_waits_only_for_those_before_it_and_as_they_really_were() -> None:
     async def run() -> None:
         time = Time()
         pace = time.pace(None, 600)
-        pace.correct(await pace.turn(100), 40)
-        await pace.turn(10)
+        pace.correct(await turn(pace, 100), 40)
+        await turn(pace, 10)
         assert time.now == 1004.0
 
     asyncio.run(run())
@@ -97,8 +126,8 @@ def test_a_pause_holds_everybody_back_even_one_that_waits_already() -> None:
     async def run() -> None:
         time = Time()
         pace = time.pace(60, None)
-        await pace.turn(1)
-        waiting = asyncio.create_task(pace.turn(1))
+        await turn(pace, 1)
+        waiting = asyncio.create_task(turn(pace, 1))
         await asyncio.sleep(0)
         assert pace.waiting == 1
         pace.hold(30)
@@ -109,6 +138,34 @@ def test_a_pause_holds_everybody_back_even_one_that_waits_already() -> None:
         assert pace.waiting == 0
 
     asyncio.run(run())
+
+
+@given(st.integers(5, 60), st.integers(1, 90), st.integers(1, 30))
+def test_a_pause_does_not_bring_the_requests_of_many_turns_together(
+    per_minute: int, pause: int, at_a_time: int
+) -> None:
+    """Nor do slow answers: those that waited for a slot meanwhile have had their turns."""
+    times: list[float] = []
+
+    async def run() -> None:
+        time = Time()
+        pace = time.pace(per_minute, None)
+        slots = asyncio.Semaphore(at_a_time)
+
+        async def ask(number: int) -> None:
+            await pace.turn(1)
+            async with slots:
+                await pace.begin(1)
+                times.append(time.now)
+                await time.nap(0.1)
+                if number == 3:
+                    pace.hold(pause)
+
+        await asyncio.gather(*(ask(number) for number in range(3 * per_minute)))
+
+    asyncio.run(run())
+    times.sort()
+    assert all(later - first >= 60 - 0.01 for first, later in zip(times, times[per_minute:], strict=False))
 
 
 def test_nothing_waits_without_limits() -> None:

@@ -13,12 +13,14 @@ import pytest
 from opsin.core.errors import OpsinError, StoppedError, TeacherError
 from opsin.data.check import check, source_of
 from opsin.synthesize.recipe import load_synthesis
-from opsin.synthesize.run import Result, Watch, estimated, synthesize
+from opsin.synthesize.run import Result, Watch, estimated, synthesize, synthesize_by_batch
 from tests.support.chat_endpoint import Asked, ChatEndpoint, Reply, completion, refused
-from tests.support.teaching import recipe_text, well, write_collection
+from tests.support.teaching import batch_line, recipe_text, well, write_collection
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from opsin.synthesize.recipe import Synthesis
 
 FILES = ("instruct.json", "provenance.jsonl", "quarantine.jsonl")
 
@@ -207,6 +209,47 @@ def test_a_request_that_is_never_answered_leaves_the_others_alone(collection: Pa
         result = made(collection, tmp_path / "out", endpoint.url)
     assert result.statistics["states"] == {"made": 35, "unanswered": 1}
     assert not result.complete
+
+
+def test_answers_that_are_out_are_kept_though_another_recipe_takes_them(collection: Path, tmp_path: Path) -> None:
+    """Paid is paid: with fewer pictures, or another temperature, the rest is not asked again later."""
+    out, answers = tmp_path / "out", tmp_path / "answers.jsonl"
+    recipe, came = out_as_a_batch(collection, tmp_path)
+    answers.write_text("".join(came))
+    few = synthesize_by_batch(recipe, out, imported=[answers], most_pictures=3)
+    assert few.statistics["states"] == {"made": 9}
+    assert few.statistics["spent"]["requests"] == 36
+    with ChatEndpoint(well) as endpoint:
+        assert made(collection, out, endpoint.url).statistics["states"] == {"made": 36}
+    assert endpoint.asked == []
+
+
+def test_a_budget_of_requests_holds_over_rounds_of_batches(collection: Path, tmp_path: Path) -> None:
+    out, answers = tmp_path / "out", tmp_path / "answers.jsonl"
+    recipe, came = out_as_a_batch(collection, tmp_path, limits={"max_requests": 5})
+    answers.write_text("".join(came))
+    result = synthesize_by_batch(recipe, out, imported=[answers], exported=tmp_path / "batch")
+    assert result.statistics["states"] == {"made": 5, "waiting": 31}
+    assert list((tmp_path / "batch").iterdir()) == []
+
+
+def test_what_came_is_written_though_more_is_out(collection: Path, tmp_path: Path) -> None:
+    out, answers = tmp_path / "out", tmp_path / "answers.jsonl"
+    recipe, came = out_as_a_batch(collection, tmp_path)
+    answers.write_text("".join(came[:20]))
+    with pytest.raises(OpsinError, match="16 requests of "):
+        synthesize_by_batch(recipe, out, imported=[answers], exported=tmp_path / "batch")
+    assert len(records(out)) == 20
+
+
+def out_as_a_batch(collection: Path, folder: Path, **more: Any) -> tuple[Synthesis, list[str]]:
+    """A recipe whose requests are out, and the answers to them, a line each."""
+    path = folder / "recipe.yaml"
+    path.write_text(recipe_text(collection, "http://127.0.0.1:9/v1", **more))
+    recipe = load_synthesis(path)
+    synthesize_by_batch(recipe, folder / "out", exported=folder / "batch")
+    (file,) = (folder / "batch").iterdir()
+    return recipe, [batch_line(json.loads(line)) for line in file.read_text().splitlines()]
 
 
 def test_an_estimate_asks_and_writes_nothing(collection: Path, tmp_path: Path) -> None:

@@ -121,8 +121,20 @@ def test_ids_that_come_from_file_names_are_explained_and_many_are_counted(tmp_pa
     assert "paths without their endings where no `id` is given; list each picture once" in advice
 
 
-def test_only_the_first_pictures_for_a_trial(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_opened_is_named_and_nothing_is_made_of_it(tmp_path: Path) -> None:
+    lines = [{"image": f"{n}.png", "captions": ["A dog."]} for n in range(4)]
+    source = described(tmp_path, "a", lines)
+    (tmp_path / "a" / "1.png").write_bytes(b"no picture")
+    work = plan(recipe(source), tmp_path / "out", most_pictures=2)
+    assert [task.subject.id for task in work.tasks] == ["0", "2"]
+    (problem,) = work.problems
+    assert problem.startswith(f"{tmp_path / 'a.jsonl'}:2: 1: {tmp_path / 'a' / '1.png'}: ")
+
+
+def test_only_the_first_pictures_of_each_source_for_a_trial(tmp_path: Path) -> None:
     lines = [{"image": f"{n}.png", "captions": ["A dog."]} for n in range(9)]
-    work = plan(recipe(described(tmp_path, "a", lines)), tmp_path / "out", most_pictures=4)
+    others = [{"image": f"other{n}.png", "captions": ["A cat."]} for n in range(3)]
+    sources = recipe(described(tmp_path, "a", lines), described(tmp_path, "b", others))
+    work = plan(sources, tmp_path / "out", most_pictures=2)
     assert work.pictures == 4
-    assert [task.subject.images for task in work.tasks] == [(f"{n}.png",) for n in range(4)]
+    assert [task.subject.id for task in work.tasks] == ["0", "1", "other0", "other1"]

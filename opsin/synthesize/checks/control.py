@@ -11,12 +11,13 @@ from opsin.synthesize.outcome import Finding
 CONTROL = "control"
 
 _MARKS = re.compile(
-    r"</?(?:image|video|audio|im_start|im_end|im_patch|s|pad|unk|bos|eos|mask|start_of_turn|end_of_turn|fake_token\w*)>"
+    r"(?i:</?(?:image|img|video|audio|im_start|im_end|im_patch|img_context|image_soft_token|start_of_image|end_of_image"
+    r"|s|pad|unk|bos|eos|mask|start_of_turn|end_of_turn|extra_id_\d+|fake_token\w*|user|assistant|system)>)"
     r"|<[|｜][^\n]{0,60}?[|｜]>"  # <|im_end|>, <|eot_id|>, and with full-width bars
     r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|PAD|CLS|SEP|MASK)\]|<</?SYS>>"
     r"|</?(?:think|tool_call|vision_start|vision_end)>|<unused\d+>"
-    r"|(?m:^\s*(?:USER|ASSISTANT|SYSTEM|HUMAN|GPT|User|Assistant|System|Human|assistant)\s*:)"
-    r"|(?im:^\s*#{2,}\s*(?:user|assistant|system|human|instruction|response|gpt)\b)",
+    r"|(?im:^[^\S\n]*(?:user|assistant|system|human|gpt|bot)[^\S\n]*:)"
+    r"|(?im:^[^\S\n]*#{2,}[^\S\n]*(?:user|assistant|system|human|instruction|response|gpt)\b)",
 )
 """Of all chat templates in use, ours (`opsin.text.templates`) among them, whichever the sample will be trained with."""
 

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 COORDINATES = "coordinates"
 
 _DIGIT = re.compile(r"\d")
-_NUMBER = r"-?\d*\.?\d+"
+_NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
 _POSITIONS = re.compile(
-    rf"[\[(]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)
+    rf"[\[({{<]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])}}>]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)
+    r"|(?<![\d.,$€£¥])0?\.\d+[^\d.]{1,12}0?\.\d+(?![\d%])"  # from 0.1 to 0.5
     r"|(?<![\d.,$€£¥])(?:0?\.\d{2,}|1\.000?)(?![\d%]|\.\d)"  # 0.345; not $0.99, not 10.25
-    r"|\b[xy][12]?\s*=\s*-?\d[\d.]*"
+    r"|\b[xy][12]?\s*[=≈:]\s*-?\d[\d.]*|\b[xy][12]?\s+0?\.\d+"
     r"|\b\d+\s*(?:px|pixels)\b"
     r"|\b(?:left|right|top|bottom)\s+0\.\d+\b"
     r"|\b\d+(?:\.\d+)?\s*(?:%|percent)\s+from the (?:left|right|top|bottom)",
@@ -33,7 +34,7 @@ def coordinates(exchanges: Sequence[Exchange], known: str) -> Iterator[Finding]:
         for name, text in (("question", exchange.question), ("answer", exchange.answer)):
             if not _DIGIT.search(text):
                 continue
-            found = dict.fromkeys(match[0] for match in _POSITIONS.finditer(text) if match[0] not in known)
+            found = dict.fromkeys(match[0] for match in _POSITIONS.finditer(text) if match[0].lstrip("0") not in known)
             if found:
                 told = ", ".join(shown(position) for position in found)
                 yield Finding(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.chatter import chatter
+from opsin.synthesize.checks.colours import colours
 from opsin.synthesize.checks.concepts import concepts
 from opsin.synthesize.checks.control import control
 from opsin.synthesize.checks.coordinates import coordinates
+from opsin.synthesize.checks.count import count
 from opsin.synthesize.checks.disclosure import disclosure
 from opsin.synthesize.checks.echo import echo
-from opsin.synthesize.checks.form import form
-from opsin.synthesize.checks.hallucination import Known, count, hallucination
+from opsin.synthesize.checks.form import SCHEMA, form
+from opsin.synthesize.checks.hallucination import Known, hallucination
 from opsin.synthesize.checks.injection import injection
 from opsin.synthesize.checks.language import language
 from opsin.synthesize.checks.leakage import leakage
@@ -33,11 +36,16 @@ EMPTY, REFUSAL, SIZE = "empty", "refusal", "size"
 MOST_CHARACTERS = 100_000
 """Of a whole answer: some hundred times what any kind asks for."""
 
+_HELP = (
+    r"(?:(?:assist|help[ ](?:with|you)|provide|describe|answer|process)\b"
+    r"|(?:see|view)[ ](?:(?:the|this|any|an?)[ ])?(?:images?|pictures?|photos?)\b)"
+)
 _REFUSES = re.compile(
-    r"""^\W*(?:
-    i(?:['’]m|[ ]am)[ ](?:(?:very|so|really)[ ])?(?:sorry|unable|not[ ]able|afraid)
+    rf"""^\W*(?:
+    i(?:['’]m|[ ]am)[ ](?:(?:very|so|really)[ ])?
+      (?:sorry\b|afraid[ ](?:that[ ])?i\b|(?:unable|not[ ]able)[ ]to[ ]{_HELP})
     | sorry,[ ] | unfortunately,[ ]i\b | as[ ]an?[ ](?:ai|text-based|language[ ]model)\b
-    | i[ ](?:cannot|can['’]t|can[ ]not|won['’]t)[ ](?:assist|help[ ](?:with|you)|see|view|provide|describe|answer|do)\b
+    | i[ ](?:cannot|can['’]t|can[ ]not|won['’]t)[ ]{_HELP}
     | i[ ]do(?:[ ]not|n['’]t)[ ](?:have|see)[ ](?:access|the[ ]ability|an?[ ]image|any[ ]image)
     )""",
     re.IGNORECASE | re.VERBOSE,
@@ -61,6 +69,8 @@ def examine_raw(raw: str, finish: Finish) -> tuple[Finding, ...]:
     """What is wrong with an answer before it is read; then there is no use in reading it."""
     if len(raw) > MOST_CHARACTERS:
         return (Finding(SIZE, f"the answer has {len(raw):,} characters, and at most {MOST_CHARACTERS:,} are read"),)
+    if finish == "malformed":
+        return (Finding(SCHEMA, "the endpoint sent something else than one answer of text"),)
     if finish == "refusal" or _REFUSES.search(raw):
         return (Finding(REFUSAL, "the answer is a refusal; the task is harmless, and about what was described above"),)
     if finish == "length":
@@ -116,22 +126,25 @@ def _findings(
     yield from disclosure(exchanges, known.words, documents=documents, grounded=expected.grounded)
     if expected.grounded:
         yield from echo(exchanges, contexts)
+    there = " ".join(text for one in contexts for text in (*one.captions, one.text))
     if expected.free_of_positions:
-        yield from coordinates(exchanges, " ".join(text for one in contexts for text in (*one.captions, one.text)))
+        yield from coordinates(exchanges, there)
     if is_looked_up(expected, options):
         refuses = options.hallucination == "refuse"
-        yield from (
-            replace(finding, refuses=refuses) for finding in hallucination(exchanges, known, reasoned=expected.reasoned)
+        found = chain(
+            hallucination(exchanges, known, reasoned=expected.reasoned),
+            count(exchanges, known, reasoned=expected.reasoned),
+            colours(exchanges, known.words),
         )
-        yield from (replace(finding, refuses=refuses) for finding in count(exchanges, known))
-    yield from language(exchanges, expected.language)
+        yield from (replace(finding, refuses=refuses) for finding in found)
+    yield from language(exchanges, expected.language, there, grounded=expected.grounded)
     yield from too_short(exchanges, expected)
     yield from repetition(exchanges)
     if not documents:  # there, a question may quote what is written around its answer, and an answer a heading
         yield from leakage(exchanges)
         yield from unfinished(exchanges, expected)
     yield from injection(said, contexts)
-    yield from chatter(said)
+    yield from chatter(said, there)
 
 
 def _squeezed(text: str) -> str:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 SCHEMA = "schema"
 
-ENDS = frozenset("?.!:;)]}\"'”’»。？！：；）」』…؟।॥~`*")
+ENDS = frozenset("?.!:;)]}\"'”“’‘»›。？！：；）」』…؟।॥~`*")
 UNPUNCTUATED = frozenset({"th", "lo", "km", "my"})
 """Languages that write no mark at the end of a question or a sentence."""
-_SEPARATOR = re.compile(r"(?m)^\s*(?:={3,}|(?:\*\*|#+ *)?(?:question|answer)(?: *\d+)?:)", re.IGNORECASE)
+_SEPARATOR = re.compile(r"(?m)^[^\S\n]*(?:={3,}|(?:\*\*|#+ *)?(?:question|answer)(?: *\d+)?:)", re.IGNORECASE)
 
 
 def form(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:

@@ -33,8 +33,8 @@ _ORDERS = re.compile(
     | do[ ]anything[ ]now | jailbreak | developer[ ]mode
     | (?:reveal|show|tell|leak)[ ](?:me[ ])?(?:your|the)[ ](?:system|prompt|instructions?|api|key|password|secret)
     )\b
-    | ^\s*(?:system|assistant|user|human)\s*:
-    | ^\s*(?:={3,}|-{3,}|`{3,}|\#{3,})""",
+    | ^[^\S\n]*(?:system|assistant|user|human)\s*:
+    | ^[^\S\n]*(?:={3,}|-{3,}|`{3,}|\#{3,})""",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 

@@ -29,6 +29,11 @@ _SCRIPTS = {
 }
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 
+_FOREIGN = re.compile(
+    f"[{''.join(letters for name, letters in _SCRIPTS.items() if name not in ('Latin', 'Greek'))}]{{2,}}"
+)
+"""What no word of a language in Latin letters holds; Greek letters are symbols as well."""
+
 _OF_LANGUAGE = {
     **dict.fromkeys(("zh",), ("Han",)),
     **dict.fromkeys(("ja",), ("kana", "Han")),
@@ -43,7 +48,8 @@ _OF_LANGUAGE = {
 """Every other language is taken to be written in Latin letters."""
 
 _COMMON = {
-    "en": "the and is are of with that there this it on a an in they has be for from which at or his her its their",
+    "en": "the and is are of with that there this it on a an in they has be for from which at or his her its their do "
+    "as no not i you we so to what can",
     "de": "der die das und ist sind nicht ein eine einen mit auf von zu im dem den es sie auch für wie bei wird",
     "fr": "le la les et est sont un une des du avec sur dans que qui pas il elle ce cette au aux pour plus ils",
     "es": "el la los las y es son un una unos con en del que no hay se su por para está están al lo más",
@@ -64,6 +70,7 @@ for _name, _listed in _COMMON.items():
     for _word in _listed.split():
         _SPEAKERS.setdefault(_word, []).append(_name)
 
+_QUOTED = re.compile('["“”„«»‹›「『‘]([^"“”„«»‹›「」『』’\\n]{1,200})["“”«»‹›」』’]')
 _MOST_FOREIGN = 20
 """A few letters of another script are a name ("Coca-Cola"), or a quotation; so many are a language."""
 _FEWEST_WORDS = 6
@@ -78,16 +85,27 @@ _FEWEST_KANA = 0.1
 """Share of kana from which letters of Han and kana are Japanese; pure Han of some length is Chinese."""
 
 
-def language(exchanges: Sequence[Exchange], expected: str) -> Iterator[Finding]:
-    """Questions, or answers, in another language for the greater part, or a whole sentence; short ones are let pass."""
+def language(
+    exchanges: Sequence[Exchange], expected: str, there: str = "", *, grounded: bool = False
+) -> Iterator[Finding]:
+    """Questions, or answers, in another language for the greater part, or a whole sentence; short ones are let pass.
+
+    What is quoted of the text `there`, which is known of the picture, is in any language. If a sample is `grounded` in
+    that text, no word in another script may come from elsewhere.
+    """
     code = expected.lower().split("-")[0]
     for name, text in (
         ("questions", "\n".join(exchange.question for exchange in exchanges)),
         ("answers", "\n".join(exchange.answer for exchange in exchanges)),
     ):
+        text = _QUOTED.sub(lambda quoted: "" if quoted[1] in there else quoted[0], text)
         found = _other_script(text, code) or _other_language(text, code)
         if found:
             yield Finding(LANGUAGE, f"the {name} are in {found}, and {expected!r} is asked for")
+            continue
+        known = text if not grounded or code in _OF_LANGUAGE else there
+        if unknown := next((word for word in _FOREIGN.findall(text) if word not in known), None):
+            yield Finding(LANGUAGE, f"of the {name}, {shown(unknown)} is not in {expected!r}, and in no caption")
             continue
         for sentence in sentences(text):
             if foreign := _other_script(sentence, code, fewest=_FEWEST_LETTERS) or _other_language(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.words import content, shown, words
+from opsin.synthesize.checks.words import EMPTY, content, shown, words
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 LEAKAGE = "leakage"
 
-_OFFERS = re.compile(r"(?i)\bor\b|\boptions?\b|\bchoices?\b|\([a-e]\)|\b[A-E][.)]\s|\n")
+_OFFERS = re.compile(
+    r"(?i)\bor\b|\bbetween\b|\bwhich (?:one )?of\b|\boptions?\b|\bchoices?\b|\([a-e]\)|\b[A-E][.)]\s|\n"
+)
 _ASKS_WHETHER = re.compile(
     r"(?i)^\W*(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should|may|might)(?:n't)?\b"
 )
@@ -34,12 +36,15 @@ def _may_hold_its_answer(exchange: Exchange) -> bool:
 
 
 def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
-    """Answers that stand in their own questions, and questions that were asked before."""
+    """Answers that stand in their own questions, and questions that were asked before.
+
+    "Where is it?" may be asked again, of something else.
+    """
     asked: dict[tuple[str, ...], int] = {}
     for number, exchange in enumerate(exchanges, 1):
         question = words(exchange.question)
         first = asked.setdefault(question, number)
-        if first != number:
+        if first != number and not (EMPTY.issuperset(question) and number - first > 1):
             yield Finding(LEAKAGE, f"question {number} is question {first} again: {shown(exchange.question)}")
         told = content(exchange.answer)
         if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ _FEWEST_OF_SENTENCE = 12
 """Words from which an answer is a sentence: shorter ones are often none ("a dog and two cats")."""
 _LOOP = 0.4
 """Share of runs that were there before, from which a text is a loop; of a list ("there is a ...") it is about 0.25."""
+_LIST = re.compile(r"^[^.!?:]*,[^.!?:]*\band (?:an?|the|some|several|two|three) (?:[\w-]+ ){0,2}[\w-]+$")
+_LONG_WORD = 25
+"""Characters: hardly a text has words that are so long on average."""
 _SAME_CHARACTER = re.compile(r"([^\s\d.=_*-])\1{19,}")
 
 
@@ -35,10 +39,15 @@ def too_long(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Find
     """Questions and answers of too many words. Nobody should read them further: some checks take the square of that."""
     fewest, most = expected.words
     for number, exchange in enumerate(exchanges, 1):
-        if (count := number_of_words(exchange.question)) > MOST_OF_QUESTION:
+        if (count := _size(exchange.question)) > MOST_OF_QUESTION:
             yield Finding(LENGTH, f"question {number} has {count:,} words, and {MOST_OF_QUESTION} are the most")
-        if (count := number_of_words(exchange.answer)) > most:
+        if (count := _size(exchange.answer)) > most:
             yield Finding(LENGTH, f"answer {number} has {count:,} words, and {fewest:,} to {most:,} are asked for")
+
+
+def _size(text: str) -> int:
+    """Words, or as many as its characters would make: a line of dashes has none."""
+    return max(number_of_words(text), len(text) // _LONG_WORD)
 
 
 def too_short(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
@@ -55,8 +64,16 @@ def unfinished(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Fi
         return
     for number, exchange in enumerate(exchanges, 1):
         answer = exchange.answer.strip()
-        if answer and answer[-1] not in ENDS and number_of_words(answer) >= _FEWEST_OF_SENTENCE:
+        is_long = number_of_words(answer) >= _FEWEST_OF_SENTENCE
+        if answer.endswith(":") or (is_long and not _is_finished(answer)):
             yield Finding(CUT, f"answer {number} breaks off in a sentence: {shown(answer[-60:])}")
+
+
+def _is_finished(answer: str) -> bool:
+    """Whether it ends in a sign that ends a sentence, or a smile; or it is a list of things and no sentence."""
+    return (
+        answer[-1] in ENDS or unicodedata.category(answer[-1]) in ("So", "Mn", "Cf") or _LIST.search(answer) is not None
+    )
 
 
 def repetition(exchanges: Sequence[Exchange]) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ _WHERE = word_set(
     "across from parked visible seen"
 )
 _HELD = word_set("holding carrying wearing riding walking pushing pulling brought")
+_MODALS = word_set("can could may might would should")
 _WOULD = word_set("can could may might would should must will if when whenever unless to")
 _GENERAL = _WOULD | word_set(
     "many most some few usually typically often generally commonly sometimes such or than cannot"
@@ -48,9 +49,9 @@ _NEAR = 5
 
 def is_placed(said: tuple[str, ...], mention: Mention, there: Set[str]) -> bool:
     """Whether the words around a thing say that it is there to be seen; `there` are the words for what is."""
-    if _SEEN.search(" ".join(said)):
-        return True
     before, after = said[: mention.start], said[mention.end :]
+    if _SEEN.search(" ".join(said)) or "presence" in before[-_NEAR:] or not _STANDS.isdisjoint(before[-2:]):
+        return True
     is_person = "person" in mention.things
     return _is_told_of(before, after, is_person=is_person) or _is_held(before) or _is_tied(said, mention, there)
 
@@ -75,6 +76,8 @@ def _is_told_of(before: tuple[str, ...], after: tuple[str, ...], *, is_person: b
 
 def _is_held(before: tuple[str, ...]) -> bool:
     """Whether somebody holds it, or does something with it: "is reading a book"."""
+    if not _MODALS.isdisjoint(before):
+        return False
     for at in range(len(before) - 1, max(len(before) - _NEAR, 0) - 1, -1):
         word = before[at]
         if word in _WOULD:

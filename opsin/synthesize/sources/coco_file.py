@@ -82,7 +82,7 @@ class CocoImages:
 
     def add_captions(self, path: Path, content: dict[str, Any]) -> None:
         """The captions of a file."""
-        seen: set[int] = set()
+        seen: dict[int, dict[str, Any]] = {}
         for entry in _entries(path, content, "annotations"):
             image, caption = self._image_of(path, entry), caption_of(entry.get("caption"))
             if image is not None and caption is None:
@@ -93,7 +93,7 @@ class CocoImages:
 
     def add_things(self, path: Path, entries: list[Any], least_score: float | None = None) -> None:
         """Instances or detections; of detections those with less than the least score are left out."""
-        seen: set[int] = set()
+        seen: dict[int, dict[str, Any]] = {}
         for entry in entries:
             if not isinstance(entry, dict):
                 self.problems.append(f"{path}: expected an object of keys, got {type(entry).__name__}")
@@ -113,15 +113,20 @@ class CocoImages:
             else:
                 image.things.append(thing)
 
-    def _is_repeated(self, path: Path, entry: dict[str, Any], image: CocoImage, seen: set[int]) -> bool:
-        """Whether the file had an annotation of that id before, as `seen` tells: one dog twice would make two dogs."""
+    def _is_repeated(
+        self, path: Path, entry: dict[str, Any], image: CocoImage, seen: dict[int, dict[str, Any]]
+    ) -> bool:
+        """Whether the file had the same annotation before, as `seen` tells: one dog twice would make two dogs.
+
+        An id alone tells nothing: files that were joined have it of several annotations.
+        """
         number = entry.get("id")
-        if not isinstance(number, int) or number not in seen:
-            seen.update([number] if isinstance(number, int) else [])
+        if not isinstance(number, int):
             return False
-        self.problems.append(
-            f"{path}: annotation {number} of {image.name}: the id stands there twice; the first counts"
-        )
+        first = seen.setdefault(number, entry)
+        if first is entry or first != entry:
+            return False
+        self.problems.append(f"{path}: annotation {number} of {image.name}: it stands there twice, and counts once")
         return True
 
     def _image_of(self, path: Path, entry: dict[str, Any]) -> CocoImage | None:

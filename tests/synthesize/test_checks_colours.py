@@ -1,0 +1,67 @@
+"""A colour that no caption has is made up: a teacher that reads captions has seen nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from opsin.synthesize.check_values import Checks
+from opsin.synthesize.checks import examine
+from opsin.synthesize.context import Context, Thing, Vocabulary
+from opsin.synthesize.kinds.base import Expected
+from opsin.synthesize.subject import Exchange
+
+CAPTIONS = ("A red bus parked beside a man in a grey coat.", "A man with a dog waits on a snowy lawn.")
+BUS = Context(CAPTIONS, (Thing("bus", ("vehicle", "bus")), Thing("person", ("person", "person"))), "categories")
+
+
+def found(question: str, answer: str, **options: str) -> list[str]:
+    findings = examine(
+        [Exchange(question, answer)],
+        expected=Expected((1, 9), (1, 300)),
+        contexts=[BUS],
+        vocabulary=Vocabulary(()),
+        options=Checks.model_validate(options),
+        finish="stop",
+    )
+    return [finding.text for finding in findings if finding.refuses]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "told"),
+    [
+        ("What is there?", "A blue bus is parked beside a man.", "answer 1 calls 'bus' blue, which no caption does"),
+        ("What is there?", "The dog is black.", "answer 1 calls 'dog' black"),
+        ("What is there?", "A brown leather coat is what he wears.", "answer 1 calls 'coat' brown"),
+        ("What colour is the bus?", "Green.", "answer 1 calls 'it' green"),
+        ("What does the man in the black coat do?", "He waits with a dog.", "question 1 calls 'coat' black"),
+        ("Is the bus green?", "Yes, the bus is green.", "answer 1 calls 'bus' green"),
+    ],
+)
+def test_a_colour_that_is_not_known_is_found(question: str, answer: str, told: str) -> None:
+    assert found(question, answer)[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What colour is the bus?", "Red."),
+        ("What colour is the coat?", "The coat is gray."),
+        ("What is there?", "The red bus is parked on the white snow of the green lawn, under a blue sky."),
+        ("What is there?", "A yellow bus."),  # as many are
+        ("What is there?", "The sky above the bus is blue."),
+        ("What colour is the lawn?", "It is green."),
+        ("Is the bus blue?", "No, it is not blue, it is red."),
+        ("What is there?", "The man waits in the shade, and the greens of the lawn are covered."),
+        ("What could he wear?", "He might wear a black coat the next time."),
+        ("What is there?", "The coat stands out against the white."),
+        ("What is there?", "The man with the orange in his hand waits."),
+    ],
+)
+def test_other_colours_pass(question: str, answer: str) -> None:
+    assert not [text for text in found(question, answer) if "calls" in text]
+
+
+def test_it_can_be_switched_off() -> None:
+    assert found("What is there?", "A blue bus.") != []
+    assert found("What is there?", "A blue bus.", hallucination="report") == []
+    assert found("What is there?", "A blue bus.", hallucination="off") == []

@@ -1,0 +1,70 @@
+"""Numbers of things: wrong ones are found, and sizes, seats and parts of a sum are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from opsin.synthesize.checks.concepts import concepts
+from opsin.synthesize.checks.count import count
+from opsin.synthesize.checks.hallucination import Known
+from opsin.synthesize.context import Context, Thing, Vocabulary
+from opsin.synthesize.english import noun_phrase
+from opsin.synthesize.subject import Exchange
+
+NAMES = ("person", "person", "pizza", "tv", "truck", "toilet", "giraffe", "giraffe", "book", "cat", "dining table")
+
+
+def found(question: str, answer: str, *, reasoned: bool = False) -> bool:
+    things = tuple(Thing(noun_phrase(name), ("thing", name)) for name in NAMES)
+    known = Known((Context((), things, "categories"),), concepts(Vocabulary(()), None))
+    return any(count([Exchange(question, answer)], known, reasoned=reasoned))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It is a 12-inch pizza.",
+        "A 42-inch TV hangs on the wall beside an 18-wheeler truck.",
+        "The pizza is large enough for four people.",
+        "The table could seat six people.",
+        "The room is too small for two toilets.",
+        "There are not three giraffes.",
+        "Both giraffes eat.",
+        "One of the people reads one book.",
+    ],
+)
+def test_sizes_seats_and_denials_are_no_numbers_of_things(answer: str) -> None:
+    assert not found("What is there?", answer)
+    assert not found("What is there?", answer, reasoned=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Three giraffes stand there.",
+        "A trio of giraffes stands there.",
+        "There are a dozen books.",
+        "Hundreds of people look on.",
+        "There are several cats.",
+        "There are fifteen people.",
+        "There are twenty-two people.",
+        "About fifty giraffes stand there.",
+        "A hundred books lie there.",
+    ],
+)
+def test_more_than_there_are_is_found(answer: str) -> None:
+    assert found("What is there?", answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ("Two.", False),
+        ("There is one man and one woman.", False),
+        ("One.", True),
+        ("There are three people. Two of them sit.", True),
+        ("There are two people, and one of them sits.", False),
+    ],
+)
+def test_the_number_that_is_asked_for_is_exact(answer: str, wrong: bool) -> None:
+    assert found("How many people are there?", answer) is wrong
