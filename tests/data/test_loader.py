@@ -81,8 +81,8 @@ def test_a_slow_worker_does_not_change_the_order(
 def test_a_pack_that_takes_longer_than_the_timeout_is_no_fault_while_it_gets_on(
     examples: list[Example], prepare: Preparation, expected: list[Batch]
 ) -> None:
-    slow = Watched(examples, lambda _: time.sleep(0.25))
-    with Loader(slow, prepare, PACKS[2:3], workers=1, timeout=0.45) as loader:
+    slow = Watched(examples, lambda _: time.sleep(0.6))
+    with Loader(slow, prepare, PACKS[2:3], workers=1, timeout=1.1) as loader:
         assert_equal(list(loader), expected[2:3])
 
 

@@ -170,10 +170,10 @@ def test_a_rank_that_hangs_ends_the_save_of_the_others_in_time(tmp_path: Path) -
         if rank == 0:
             return outcome(folder, ranks)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, 1.5)  # which ends it
+        signal.setitimer(signal.ITIMER_REAL, 4)  # which ends it
         signal.pause()
         return SAVED
 
-    codes = joined_forks(tmp_path / "store", SIZE, work, timeout=0.5)
+    codes = joined_forks(tmp_path / "store", SIZE, work, timeout=2)
     assert codes[0] == LOST
     assert [path.name for path in candidates(folder)] == ["00-align-000000001"]

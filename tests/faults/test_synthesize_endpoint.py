@@ -97,20 +97,20 @@ def test_what_passes_is_asked_again_with_the_same_key(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize(
     "reply",
-    [Reply(delay=0.6), Reply(pace=0.02), Reply(delay=0.2, pace=0.01)],
+    [Reply(delay=3.0), Reply(pace=0.05), Reply(delay=0.5, pace=0.05)],
     ids=["no answer", "byte by byte", "late and byte by byte"],
 )
 def test_slow_answers_are_cut_off_and_hold_up_nobody(tmp_path: Path, reply: Reply) -> None:
     requests = [request(number) for number in range(8)]
     with ChatEndpoint([reply]) as endpoint:
         begun = time.monotonic()
-        answers = ask(tmp_path, endpoint.url, requests, timeout_seconds=0.3, concurrency=2)
+        answers = ask(tmp_path, endpoint.url, requests, timeout_seconds=1.0, concurrency=2)
     assert texts(answers) == [f"On picture {number}: yes." for number in range(8)]
-    assert 0.3 <= time.monotonic() - begun < 1.2
+    assert 1.0 <= time.monotonic() - begun < 3.0
     slow = endpoint.keys[0]
     assert endpoint.keys.count(slow) == 2
     others = [asked.at for asked in endpoint.asked if asked.key != slow]
-    assert max(others) - min(others) < 0.2
+    assert max(others) - min(others) < 0.8
 
 
 def test_https_and_a_certificate_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,19 +353,20 @@ def test_the_same_request_at_the_same_time_is_bought_once(tmp_path: Path) -> Non
 def test_when_the_one_that_asks_is_cancelled_another_one_asks(tmp_path: Path) -> None:
     async def work(engine: Engine) -> Answer:
         first = asyncio.create_task(engine.answer(request()))
-        await asyncio.sleep(0.02)
+        while not endpoint.asked:
+            await asyncio.sleep(0.01)
         second = asyncio.create_task(engine.answer(request()))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.01)
         first.cancel()
         return await second
 
-    with ChatEndpoint(latency=0.1) as endpoint:
+    with ChatEndpoint(latency=0.5) as endpoint:
         assert with_engine(tmp_path, endpoint.url, work).bought
     assert len(endpoint.asked) == 2
 
 
 def test_never_more_at_a_time_than_the_limit(tmp_path: Path) -> None:
-    with ChatEndpoint(latency=0.02) as endpoint:
+    with ChatEndpoint(latency=0.05) as endpoint:
         ask(tmp_path, endpoint.url, [request(number) for number in range(40)], concurrency=5)
     assert endpoint.most_in_flight == 5
 
@@ -374,7 +375,7 @@ def test_requests_per_minute_are_kept(tmp_path: Path) -> None:
     with ChatEndpoint() as endpoint:
         ask(tmp_path, endpoint.url, [request(number) for number in range(6)], requests_per_minute=1200)
     times = [asked.at for asked in endpoint.asked]
-    assert 0.2 <= times[-1] - times[0] < 0.6  # the first may be late
+    assert 0.2 <= times[-1] - times[0] < 2  # the first may be late
 
 
 def test_what_is_sent(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
-"""Processes that train together, as torchrun would start them, but forked: they need not import torch again."""
+"""Processes that train together, as torchrun would start them, but forked from one that has imported torch already.
+
+They are not forked from the tests: what those have run by then (pools of threads, stores, media libraries) does not
+survive a fork well, and a rank that dies of it tells nothing of what is tested.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
 import socket
 import time
 import traceback
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +25,14 @@ if TYPE_CHECKING:
 
 SECONDS = 120.0
 HOST = "127.0.0.1"
-MEETINGS = 16
-"""How often the processes of one launch can meet: every time at a store of its own."""
+PRELOADED = [
+    "pytest",
+    "peft",
+    "opsin.train.run",
+    "opsin.checkpoint.load",
+    "tests.support.models",
+    "tests.support.tokenizers",
+]
 
 
 def meet() -> None:
@@ -28,12 +40,14 @@ def meet() -> None:
     os.environ["MASTER_PORT"], _, os.environ["PORTS"] = os.environ["PORTS"].partition(",")
 
 
-def _run(rank: int, size: int, ports: str, work: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
-    torch.set_num_threads(1)  # the parent's pool of threads did not come along
-    named = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "PORTS": ports}
-    # As torchrun does, the launcher keeps the stores: no rank takes a port that another process may have taken by then.
-    fixed = {"MASTER_ADDR": HOST, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    os.environ |= {name: str(value) for name, value in named.items()} | fixed
+def _run(environment: dict[str, str], work: Callable[..., Any], args: tuple[Any, ...], answer: Connection) -> None:
+    faulthandler.enable()
+    warnings.simplefilter("error")
+    for tolerated in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", tolerated)
+    os.environ.clear()
+    os.environ |= environment
+    torch.set_num_threads(1)  # the ranks share the cores
     try:
         answer.send((True, work(*args)))
     except BaseException as error:  # noqa: BLE001 (whatever it is, the parent is told)
@@ -42,45 +56,56 @@ def _run(rank: int, size: int, ports: str, work: Callable[..., Any], args: tuple
     os._exit(0)
 
 
-def launched(size: int, work: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> list[tuple[bool, Any]]:
+def launched(
+    size: int, work: Callable[..., Any], *args: Any, seconds: float = SECONDS, meetings: int = 1
+) -> list[tuple[bool, Any]]:
     """Call `work(*args)` on `size` ranks; for each, whether it ended well, and what it gave or why not.
 
-    A rank that was killed, or took longer than `seconds`, has ended badly, with None.
+    Work and arguments are pickled: a function of a module. The ranks `meet` as often as is said, every time at a store
+    of its own. A rank that died without a word, or took longer than
+    `seconds`, has ended badly, with how it ended.
     """
-    context = multiprocessing.get_context("fork")
-    listeners = [socket.create_server((HOST, 0)) for _ in range(MEETINGS)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    # As torchrun does, the launcher keeps the stores: no rank takes a port that another process may have taken by then.
+    listeners = [socket.create_server((HOST, 0)) for _ in range(meetings)]
     ports = [listener.getsockname()[1] for listener in listeners]
-    ends: list[Connection] = []
-    processes = []
-    for rank in range(size):
-        mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(rank, size, ",".join(map(str, ports)), work, args, theirs))
-        process.start()
-        theirs.close()
-        ends.append(mine)
-        processes.append(process)
-    # Not before: a process with threads, as a store's, should not fork.
     stores = [
         TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
         for port, listener in zip(ports, listeners, strict=True)
     ]
+    shared = dict(os.environ) | {"MASTER_ADDR": HOST, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"WORLD_SIZE": f"{size}", "LOCAL_WORLD_SIZE": f"{size}", "PORTS": ",".join(map(str, ports))}
+    ends: list[Connection] = []
+    processes = []
+    for rank in range(size):
+        mine, theirs = context.Pipe(duplex=False)
+        environment = shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+        process = context.Process(target=_run, args=(environment, work, args, theirs))
+        process.start()
+        theirs.close()
+        ends.append(mine)
+        processes.append(process)
     deadline = time.monotonic() + seconds
-    answers: list[tuple[bool, Any]] = []
+    answers = []
     for end, process in zip(ends, processes, strict=True):
+        answer = None
         try:
-            answers.append(end.recv() if end.poll(max(0.0, deadline - time.monotonic())) else (False, None))
+            if end.poll(max(0.0, deadline - time.monotonic())):
+                answer = end.recv()
         except EOFError:
-            answers.append((False, None))
+            process.join()  # it is dead: how it died is told below
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
+        answers.append(answer or (False, f"a rank ended without a word, with exit code {process.exitcode}"))
     del stores  # they were needed until here
     return answers
 
 
-def together(size: int, work: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> list[Any]:
+def together(size: int, work: Callable[..., Any], *args: Any, seconds: float = SECONDS, meetings: int = 1) -> list[Any]:
     """What each rank gave; all must have ended well."""
-    answers = launched(size, work, *args, seconds=seconds)
+    answers = launched(size, work, *args, seconds=seconds, meetings=meetings)
     assert all(good for good, _ in answers), "\n".join(str(value) for good, value in answers if not good)
     return [value for _, value in answers]

@@ -77,24 +77,24 @@ async def until_a_signal(engine: Engine, number: signal.Signals, grace_seconds: 
     assert stop.wanted == number
 
 
-@pytest.mark.parametrize("latency", [0.1, 5.0], ids=["they land", "they do not"])
+@pytest.mark.parametrize("latency", [0.2, 9.0], ids=["they land", "they do not"])
 def test_a_signal_ends_the_work_in_good_order(tmp_path: Path, latency: float) -> None:
     """Nothing new is asked; what is under way has some time to land; what is known to be unknown is what was sent."""
 
     async def work(engine: Engine) -> None:
-        await until_a_signal(engine, signal.SIGTERM, grace_seconds=0.4)
+        await until_a_signal(engine, signal.SIGTERM, grace_seconds=1.0)
         with pytest.raises(StoppedError):
             await engine.answer(request(200))
 
     begun = time.monotonic()
     with ChatEndpoint(latency=latency) as endpoint:
-        with_engine(tmp_path, endpoint.url, work, concurrency=4, timeout_seconds=10)
-    assert time.monotonic() - begun < 1.5
+        with_engine(tmp_path, endpoint.url, work, concurrency=4, timeout_seconds=20)
+    assert time.monotonic() - begun < 5
     with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
         kept = sum(ledger.lookup(key) is not None for key in endpoint.keys)
         uncertain = {one.key for one in ledger.uncertain()}
         assert (ledger.totals.requests, ledger.totals.failed) == (len(endpoint.asked), 0)
-    if latency == 5.0:
+    if latency == 9.0:
         assert (kept, len(endpoint.asked)) == (0, 4)
         assert set(endpoint.keys) == uncertain
     else:
@@ -212,8 +212,8 @@ def test_a_bill_over_max_tokens_is_learned_before_others_are_sent(tmp_path: Path
 
 
 def test_slow_requests_do_not_keep_others_from_their_slots(tmp_path: Path) -> None:
-    with ChatEndpoint([Reply(delay=0.5)]) as endpoint:
+    with ChatEndpoint([Reply(delay=1.5)]) as endpoint:
         begun = time.monotonic()
         ask(tmp_path, endpoint.url, [request(number) for number in range(30)], concurrency=2)
         times = [asked.at - begun for asked in endpoint.asked]
-    assert max(times) < 0.45
+    assert max(times) < 1.4

@@ -90,7 +90,7 @@ def test_media_on_one_rank_and_text_on_the_other(tmp_path: Path) -> None:
     cases = [(kind, {}, ALL) for kind in KINDS]
     cases += [("square", {}, connector), ("any_res", {"sharding": "none"}, ALL)]
     cases += [("native", {"cpu_offload": True}, ALL), ("native", {}, {"vision": {"lr": 1e-3}})]
-    many, other = together(2, shared, tmp_path, cases)
+    many, other = together(2, shared, tmp_path, cases, meetings=len(cases))
     for (kind, _, train), ours, theirs in zip(cases, many, other, strict=True):
         alone = losses(tmp_path / kind, kind, World(0, 1, torch.device("cpu")), Parallel(), train)
         assert [step["loss"] for step in ours] == [step["loss"] for step in theirs]
