@@ -215,7 +215,8 @@ class Engine:
             self._pace.hold(error.wait or 0.0)
             if error.then is Then.STOP:
                 self._ending(TeacherError(f"{self._name}: {error}"))
-            used = error.usage or (most if error.perhaps_charged else Usage(0, 0))
+            lost = most + Usage(0, 0, self._budget.excess or 0.0)
+            used = error.usage or (lost if error.perhaps_charged else Usage(0, 0))
             return error, used, self._ledger.failed(key, str(error), used, sequence)
         else:
             self._ledger.learn(most, answer.usage, time.monotonic() - begun)

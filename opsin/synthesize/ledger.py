@@ -73,6 +73,7 @@ class Uncertain:
     at: float
     """Seconds since 1970."""
     most: Usage
+    """What was put aside for it, with what bills here were over that at most."""
 
 
 @dataclass
@@ -110,14 +111,15 @@ class Ledger:
         self._took = 0.0
         self._broken: OpsinError | None = None
         with _explained(path):
+            self._last = int(connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()[0])
+            self.totals = _sums(connection)
             self._uncertain = [
-                Uncertain(key, at, Usage(prompt, answer, cost))
+                Uncertain(key, at, Usage(prompt, answer, cost + self.totals.excess))
                 for key, at, prompt, answer, cost in connection.execute(
                     f"SELECT key, at, prompt_tokens, answer_tokens, cost {UNSETTLED} ORDER BY sequence"
                 )
             ]
-            self._last = int(connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()[0])
-            self.totals = _sums(connection, self._uncertain)
+        self.totals.spent = sum((one.most for one in self._uncertain), self.totals.spent)
 
     @staticmethod
     def open(path: Path) -> Ledger:
@@ -281,7 +283,8 @@ def _payload(answer: Answer) -> dict[str, Any]:
     return {"text": answer.text, "finish": answer.finish, "model": answer.model}
 
 
-def _sums(connection: sqlite3.Connection, uncertain: Iterable[Uncertain]) -> Totals:
+def _sums(connection: sqlite3.Connection) -> Totals:
+    """Of what is settled."""
     counts = dict(connection.execute("SELECT what, count(*) FROM events GROUP BY what"))
     by_batch = connection.execute("SELECT count(*) FROM events WHERE what = 'answered' AND settles IS NULL").fetchone()[
         0
@@ -299,7 +302,7 @@ def _sums(connection: sqlite3.Connection, uncertain: Iterable[Uncertain]) -> Tot
         requests=counts.get("sent", 0) - not_sent + by_batch,
         answered=counts.get("answered", 0),
         failed=counts.get("failed", 0) - not_sent,
-        spent=sum((one.most for one in uncertain), settled),
+        spent=settled,
         asked_for=Usage(*numbers[:3]),
         used=Usage(*numbers[3:]),
         measured=measured,

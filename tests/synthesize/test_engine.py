@@ -211,6 +211,16 @@ def test_a_bill_over_max_tokens_is_learned_before_others_are_sent(tmp_path: Path
     }
 
 
+def test_a_lost_answer_is_booked_with_what_bills_were_over_max_tokens(tmp_path: Path) -> None:
+    dear = Reply(body=completion("On it: yes.", usage={"prompt_tokens": 10, "completion_tokens": 400}))
+    lost = Reply(body=dear.body, cut=200)  # read in part: nothing tells what it has cost
+    with ChatEndpoint([dear, lost, dear]) as endpoint:
+        ask(tmp_path, endpoint.url, [request(0)], price=PRICE, max_cost=9000)
+        ask(tmp_path, endpoint.url, [request(1)], price=PRICE, max_cost=9000)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        assert (ledger.totals.failed, ledger.totals.spent.cost) == (1, 3 * 410)
+
+
 def test_slow_requests_do_not_keep_others_from_their_slots(tmp_path: Path) -> None:
     with ChatEndpoint([Reply(delay=1.5)]) as endpoint:
         begun = time.monotonic()

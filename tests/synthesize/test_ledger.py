@@ -75,6 +75,21 @@ def test_what_was_under_way_counts_as_spent_for_ever(tmp_path: Path) -> None:
         assert len(ledger.uncertain()) == 1
 
 
+def test_lost_answers_count_with_what_others_were_billed_over_that(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+
+    async def run(ledger: Ledger) -> None:
+        first, _ = ledger.sent("a", MOST)
+        ledger.sent("b", MOST)
+        await kept(ledger.answered("a", answer(cost=MOST.cost + 3), first))
+
+    with Ledger.open(path) as ledger:
+        asyncio.run(run(ledger))
+    with Ledger.open(path) as ledger:
+        assert [(one.key, one.most) for one in ledger.uncertain()] == [("b", MOST + Usage(0, 0, 3.0))]
+        assert ledger.totals.spent.cost == 2 * (MOST.cost + 3)
+
+
 def test_it_knows_what_requests_take_of_what_is_put_aside_for_them(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with Ledger.open(path) as ledger:
