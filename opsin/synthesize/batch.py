@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,14 @@ class Imported:
     """The keys of ours that have a line, with an answer or without."""
 
 
-def export_batch(requests: Iterable[Request], folder: Path, teacher: OpenAI, ledger: Ledger) -> list[Path]:
+def export_batch(
+    requests: Iterable[Request], folder: Path, teacher: OpenAI, ledger: Ledger, note: Callable[[list[Path]], None]
+) -> list[Path]:
     """Write the requests that the ledger has no answer to, each once, as files to upload; returns them.
 
     Nothing is noted as sent. The files are whole when they have their names; earlier ones in the folder are replaced.
+    `note` is told of them right before they have their names: there is no time when they could be uploaded and nobody
+    knows of it.
 
     Raises:
         OpsinError: one request is larger than a file may be.
@@ -54,14 +59,21 @@ def export_batch(requests: Iterable[Request], folder: Path, teacher: OpenAI, led
     files: list[Path] = []
     lines: list[bytes] = []
     size = 0
-    for line in _lines(requests, teacher, ledger):
-        if lines and (len(lines) >= MOST_LINES or size + len(line) > MOST_BYTES):
-            files.append(_written(folder, len(files), lines))
-            lines, size = [], 0
-        lines.append(line)
-        size += len(line)
-    if lines:
-        files.append(_written(folder, len(files), lines))
+    with ExitStack() as named:
+
+        def write() -> None:
+            files.append(folder / f"batch-{len(files) + 1:03}.jsonl")
+            write_parts(named.enter_context(replacing(files[-1])), lines)
+
+        for line in _lines(requests, teacher, ledger):
+            if lines and (len(lines) >= MOST_LINES or size + len(line) > MOST_BYTES):
+                write()
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+        if lines:
+            write()
+        note(files)
     return files
 
 
@@ -79,13 +91,6 @@ def _lines(requests: Iterable[Request], teacher: OpenAI, ledger: Ledger) -> Iter
                 f"request {key[:12]}: {len(line):,} bytes, more than a batch file may hold; show less of it"
             )
         yield line
-
-
-def _written(folder: Path, number: int, lines: Sequence[bytes]) -> Path:
-    path = folder / f"batch-{number + 1:03}.jsonl"
-    with replacing(path) as temporary:
-        write_parts(temporary, lines)
-    return path
 
 
 def import_batch(

@@ -150,8 +150,9 @@ def synthesize_by_batch(
                 waiting.refuse()
                 pending = _unanswered(maker, [one.task for one in outcomes if one.state == "waiting"], ledger)
                 affordable = Affordable(pending, recipe.teacher, recipe.limits, ledger.totals)
-                files = export_batch(affordable, exported, recipe.teacher, ledger)
-                waiting.note(files, affordable.keys)
+                files = export_batch(
+                    affordable, exported, recipe.teacher, ledger, lambda files: waiting.note(files, affordable.keys)
+                )
                 for line in (*(f"batch  {path}" for path in files), affordable.told()):
                     watch.on_line(line)
             return result

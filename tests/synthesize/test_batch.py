@@ -40,10 +40,17 @@ def is_asked(key: str) -> Usage | None:
     return Usage(100, 50) if key in {request(number).key for number in range(20)} else None
 
 
+def written(requests: list[Request], folder: Path, ledger: Ledger) -> list[Path]:
+    noted: list[Path] = []
+    files = export_batch(requests, folder / "batch", TEACHER, ledger, noted.extend)
+    assert noted == files
+    return files
+
+
 def test_what_is_not_in_the_ledger_is_exported_once(tmp_path: Path, ledger: Ledger) -> None:
     ledger.keep_all([(request(1).key, Answer("yes", "stop", Usage(1, 1), "tiny"))])
     requests = [request(0), request(1), request(2), request(0)]
-    [path] = export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+    [path] = written(requests, tmp_path, ledger)
     lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
     assert [one["custom_id"] for one in lines] == [request(0).key, request(2).key]
     assert (lines[0]["method"], lines[0]["url"]) == ("POST", "/v1/chat/completions")
@@ -56,17 +63,30 @@ def test_files_are_split_and_earlier_ones_replaced(
 ) -> None:
     monkeypatch.setattr(batch, "MOST_LINES", 3)
     requests = [request(number) for number in range(7)]
-    files = export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+    files = written(requests, tmp_path, ledger)
     assert [path.name for path in files] == ["batch-001.jsonl", "batch-002.jsonl", "batch-003.jsonl"]
     assert [len(path.read_bytes().splitlines()) for path in files] == [3, 3, 1]
     size = files[2].stat().st_size
     monkeypatch.setattr(batch, "MOST_BYTES", 2 * size)
-    assert len(export_batch(requests, tmp_path / "batch", TEACHER, ledger)) == 4
-    assert len(export_batch(requests[:1], tmp_path / "batch", TEACHER, ledger)) == 1
+    assert len(written(requests, tmp_path, ledger)) == 4
+    assert len(written(requests[:1], tmp_path, ledger)) == 1
     assert [path.name for path in (tmp_path / "batch").iterdir()] == ["batch-001.jsonl"]
     monkeypatch.setattr(batch, "MOST_BYTES", size - 1)
     with pytest.raises(OpsinError, match=r"more than a batch file may hold"):
-        export_batch(requests, tmp_path / "batch", TEACHER, ledger)
+        written(requests, tmp_path, ledger)
+
+
+def test_files_are_there_only_when_it_is_noted_that_they_are_out(tmp_path: Path, ledger: Ledger) -> None:
+    """A process that is killed between the two leaves no file that can be uploaded and that nobody knows of."""
+
+    def note(files: list[Path]) -> None:
+        assert [path.name for path in files] == ["batch-001.jsonl"]
+        assert not files[0].exists()
+        raise OpsinError("the disk is full")
+
+    with pytest.raises(OpsinError, match="the disk is full"):
+        export_batch([request(0)], tmp_path / "batch", TEACHER, ledger, note)
+    assert list((tmp_path / "batch").iterdir()) == []
 
 
 def test_what_is_out_is_known_by_its_keys_however_often_a_file_is_imported(tmp_path: Path, ledger: Ledger) -> None:
@@ -87,7 +107,7 @@ def test_what_is_out_is_known_by_its_keys_however_often_a_file_is_imported(tmp_p
 
 
 def test_the_file_that_was_uploaded_is_no_file_of_answers(tmp_path: Path, ledger: Ledger) -> None:
-    files = export_batch([request(0)], tmp_path / "batch", TEACHER, ledger)
+    files = written([request(0)], tmp_path, ledger)
     with pytest.raises(OpsinError, match=r"batch-001\.jsonl:1: a request: this is a file to upload"):
         import_batch(files, ledger, TEACHER, is_asked)
 
