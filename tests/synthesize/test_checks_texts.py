@@ -103,6 +103,13 @@ def test_disclosure(answer: str) -> None:
     assert "disclosure" in answered(answer)
 
 
+def test_a_text_that_is_in_the_picture_may_say_something() -> None:
+    sign = Context(("A dog lies below a street sign.",), (Thing("a dog", ("animal", "dog")),), "categories")
+    assert not answered("The text says which street it is, and the dog lies below it.", context=sign)
+    assert "disclosure" in answered("The text says that a dog lies there.")
+    assert "disclosure" in answered("The description says that a dog lies below a sign.", context=sign)
+
+
 def test_true_things_are_no_disclosure() -> None:
     box = Context(("A dog sits in a cardboard box.",), (Thing("a dog", ("animal",)),))
     assert not answered("A dog sits in a cardboard box; the boxes are brown.", context=box)
@@ -152,6 +159,8 @@ def test_other_numbers_are_no_coordinates() -> None:
     price = Context(("A dog with a tag of 0.75 euros.",), (Thing("a dog", ("animal",)),))
     assert not answered("The tag says 0.75 euros.", context=price)
     assert not answered("It costs $0.99, or 10.25 with 3 others (about 1,200 in all).")
+    assert not answered("A dog reacts in 0.75 to 1.5 seconds, or 0.25 to 0.5 seconds, and runs 0.125 miles meanwhile.")
+    assert "coordinates" in answered("The dog lies 0.75 seconds later at 0.25 and 0.35, where the couch is.")
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,10 @@ def test_the_things_of_the_collection_are_known_as_well() -> None:
         ("How many knives are there?", "There are zero knives.", "knives"),
         ("Is a sink there?", "No, there's no sink.", "sink"),
         ("Are there any people in the kitchen?", "No.", "people"),
+        ("Is there a sink?", "I don't see one.", "sink"),
+        ("How many knives are there?", "There aren't any in the picture.", "knives"),
+        ("Are there any knives?", "There are none.", "knives"),
+        ("What is it like?", "I cannot see any knife in the picture.", "knife"),
     ],
 )
 def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -> None:
@@ -295,6 +299,8 @@ def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -
         ("What is it like?", "There are no people sitting down."),
         ("What is it like?", "No knife is clean."),
         ("What is it like?", "No clean knife is visible."),
+        ("Are there any knives?", "There are none in the sink."),
+        ("What is it like?", "I can't see a knife in the sink."),
     ],
 )
 def test_of_what_has_a_box_another_sort_or_place_may_be_denied(question: str, answer: str) -> None:

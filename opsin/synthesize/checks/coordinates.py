@@ -16,10 +16,14 @@ COORDINATES = "coordinates"
 
 _DIGIT = re.compile(r"\d")
 _NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
+_UNIT = (
+    r"(?:\s*(?:to|or|and|-|–)\s*\d[\d.]*)?[ -]?(?:seconds?|minutes?|hours?|(?:kilo|centi)?met(?:er|re)s?|miles?"
+    r"|inch(?:es)?|f(?:ee|oo)t|lit(?:er|re)s?|dollars?|euros?|cents?|pounds?|acres?|kg|km|cm|mm)\b"
+)
 _POSITIONS = re.compile(
     rf"[\[({{<]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])}}>]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)
-    r"|(?<![\d.,$€£¥])0?\.\d+[^\d.]{1,12}0?\.\d+(?![\d%])"  # from 0.1 to 0.5
-    r"|(?<![\d.,$€£¥])(?:0?\.\d{2,}|1\.000?)(?![\d%]|\.\d)"  # 0.345; not $0.99, not 10.25
+    rf"|(?<![\d.,$€£¥])0?\.\d+[^\d.]{{1,12}}0?\.\d+(?![\d%]|{_UNIT})"  # from 0.1 to 0.5
+    rf"|(?<![\d.,$€£¥])(?:0?\.\d{{2,}}|1\.000?)(?![\d%]|\.\d|{_UNIT})"  # 0.345; not $0.99, 10.25, 0.75 miles
     r"|\b[xy][12]?\s*[=≈:]\s*-?\d[\d.]*|\b[xy][12]?\s+0?\.\d+"
     r"|\b\d+\s*(?:px|pixels)\b"
     r"|\b(?:left|right|top|bottom)\s+0\.\d+\b"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.words import shown
+from opsin.synthesize.checks.words import shown, word_set
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -75,10 +75,20 @@ _SIGNS = (
 """Every phrase above holds one of these, and few texts do: to look for them first takes a tenth of the time."""
 
 _BOX = re.compile(r"\bbox(?:es)?\b", re.IGNORECASE)
+_WRITTEN = word_set(
+    "sign signs says say reads reading label labels banner banners poster posters billboard writing written text "
+    "letters lettering word words logo graffiti screen"
+)
+"""Where the context speaks of these, there is a text in the picture that says something."""
 _REQUEST = re.compile(
     r"(?i)^\W*caption\b|\b(?:give|write|provide|suggest|create|compose|generate|make)\b[^.?!]*\bcaption"
 )
 """A question may ask for a caption; an answer that speaks of one has seen one."""
+
+
+def _is_seen(said: str, seen: Collection[str]) -> bool:
+    """Whether the words may be about something in the picture: a caption on a sign, the text of a label."""
+    return said in seen or (" text " in f" {said} " and not _WRITTEN.isdisjoint(seen))
 
 
 def disclosure(
@@ -98,7 +108,7 @@ def disclosure(
             if not documents:
                 request = name == "question" and _REQUEST.search(text) is not None
                 read = (match[0].lower() for match in _READ.finditer(text))
-                found |= {said: None for said in read if not (said in seen or (request and "caption" in said))}
+                found |= {said: None for said in read if not ((request and "caption" in said) or _is_seen(said, seen))}
             if grounded and not {"box", "boxes"} & set(seen):
                 found |= {match[0].lower(): None for match in _BOX.finditer(text) if not any("box" in f for f in found)}
             if found:

@@ -49,10 +49,15 @@ _ASKS_IF_THERE = re.compile(
     rf"|(?:is|are) (?:an?|any|some) {NOUN}(?= (?:visible|present|shown|there|in (?:the|this) )){_ANYWHERE}"
     rf"|how many {NOUN} (?:are|can be|can|do)(?: there| visible| shown| present| seen| you see)?{_ANYWHERE})"
 )
-_SAYS_NO = re.compile(r"(?i)^\W*(?:no|none|zero|0)\b")
+_DO_NOT_SEE = r"(?:i|we|you|one) (?:do not|don['’]t|cannot|can['’]t|could not|couldn['’]t) see"
+_SAYS_NO = re.compile(
+    r"(?i)^\W*(?:no|nope|none|zero|0)\b"
+    rf"|^\W*(?:there (?:are|is) none|there (?:are|is)(?:n['’]t| not) (?:any|one)|{_DO_NOT_SEE} (?:any|one)){_ANYWHERE}"
+)
 _SAYS_NONE_THERE = re.compile(
     rf"(?i)^\W*(?:there(?: is|['’]s| are)(?: no| zero|n't any|n't an?| not any)|{_PICTURE} has no) {NOUN}{_ANYWHERE}"
     rf"|^\W*no {NOUN} (?:is|are|can be)(?= (?:visible|present|shown|seen)){_ANYWHERE}"
+    rf"|^\W*{_DO_NOT_SEE} (?:an?|any) {NOUN}{_ANYWHERE}"
 )
 _NEGATES = re.compile(r"(?i)\b(?:no|not|none|never|neither|nor|without|cannot|zero)\b|n['’]t\b")
 _DENIES = re.compile(
