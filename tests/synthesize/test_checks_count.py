@@ -31,6 +31,8 @@ def found(question: str, answer: str, *, reasoned: bool = False) -> bool:
         "There are not three giraffes.",
         "Both giraffes eat.",
         "One of the people reads one book.",
+        "At second base, a cat lies on the table for a second.",
+        "The truck waits for another year.",
     ],
 )
 def test_sizes_seats_and_denials_are_no_numbers_of_things(answer: str) -> None:
@@ -50,6 +52,9 @@ def test_sizes_seats_and_denials_are_no_numbers_of_things(answer: str) -> None:
         "There are twenty-two people.",
         "About fifty giraffes stand there.",
         "A hundred books lie there.",
+        "Another cat looks on.",
+        "The cat lies beside a second book.",
+        "The third person waits.",
     ],
 )
 def test_more_than_there_are_is_found(answer: str) -> None:
@@ -68,3 +73,17 @@ def test_more_than_there_are_is_found(answer: str) -> None:
 )
 def test_the_number_that_is_asked_for_is_exact(answer: str, wrong: bool) -> None:
     assert found("How many people are there?", answer) is wrong
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "wrong"),
+    [
+        ("What are the three giraffes doing?", "They eat.", True),
+        ("What is the second cat doing?", "It sleeps.", True),
+        ("What are the two giraffes doing?", "They eat.", False),
+        ("What are the three giraffes doing?", "There are not three of them, only two.", False),
+        ("Are there three giraffes?", "There are two.", False),
+    ],
+)
+def test_what_a_question_takes_for_granted_is_counted(question: str, answer: str, wrong: bool) -> None:
+    assert found(question, answer) == wrong

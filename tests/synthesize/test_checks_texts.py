@@ -184,6 +184,8 @@ def test_another_language(expected: str, text: str) -> None:
 def test_a_sentence_in_another_language() -> None:
     spanish = "Los pasajeros deben esperar con paciencia en el andén y no en la calle."
     assert "language" in answered(f"The passengers wait on the platform. {spanish} The train is late.", grounded=False)
+    inserted = "The shelf beside the bed suggests, wie man leicht sehen kann, dass Lesen hier wichtig ist; so it is."
+    assert "language" in answered(inserted, grounded=False)
     chinese = "乘客们在站台上耐心等待火车。"
     assert "language" in answered(f"The passengers wait on the platform of the station. {chinese}", grounded=False)
     assert "language" in answered("A 棕色的 dog lies on a sofa.")  # who knows captions alone can have read it nowhere
@@ -258,6 +260,8 @@ def test_length_in_words() -> None:
         ('The dog lies on the couch and looks at the window, and it seems to say "come!"', False),
         ("A brown dog on a couch", False),
         ("On the couch lie these things:", True),
+        ("A brown dog lies on a couch and the", True),
+        ("It lies on top of a", True),
         ("A dog, two couches, a small window, three lamps, some books and a big red rug", False),
         ("The dog lies on the couch and looks at the window, and it is having fun 😊", False),
     ],
@@ -270,6 +274,8 @@ def test_answers_that_break_off(answer: str, broken: bool) -> None:
 
 def test_repetition() -> None:
     assert "repetition" in answered("The dog is on the couch. " * 4)
+    assert "repetition" in answered("It is brown. It is brown.")
+    assert "repetition" not in answered("It is brown. Yes, it is brown.")
     twice = "A meter stands in front of a car. A black car is at the curb. A meter stands in front of a car."
     assert "repetition" in answered(twice)
     assert "repetition" in answered("A dog and " + "a couch and a dog and " * 8)
@@ -353,6 +359,8 @@ def test_plain_signs_are_no_control_tokens() -> None:
     ("question", "answer", "leaks"),
     [
         ("What colour is the brown dog?", "Brown.", True),
+        ("What colour is the brown dog on the sofa?", "It has brown fur, and its ears are dark.", True),
+        ("What colour is the orange on the table?", "It is orange, and very ripe.", False),
         ("What is the brown dog that lies on the couch?", "A dog.", True),
         ("Is the dog brown?", "Yes, the dog is brown.", False),
         ("Is it a dog or a couch?", "A dog.", False),

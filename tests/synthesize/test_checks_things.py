@@ -156,6 +156,7 @@ def test_what_is_said_to_be_there_is_a_claim(answer: str, claimed: str) -> None:
         "Some keep a top tier in the freezer or the refrigerator.",
         "A balanced approach combines technology with books and board games.",
         "Anyone who goes by bicycle can be hit by trucks.",
+        "Sitting on a bench with a dog is pleasant, and an animal may take it as a bed.",
         "Many families bring an umbrella, and leave the dog at home.",
     ],
 )
@@ -173,6 +174,8 @@ def test_an_answer_that_reasons_may_speak_of_anything(answer: str) -> None:
         ("A vase of flowers decorates the chair.", "vase"),
         ("A bicycle is chained to the pole, which is a risk.", "bicycle"),
         ("The dog lying under it could be hurt.", "dog"),
+        ("It is kept out of reach of the cat asleep on the rug.", "cat"),
+        ("As the visitor sitting on the bench knows, it is safe.", "bench"),
         ("She is carrying an umbrella because of the weather.", "umbrella"),
         ("The cat that is asleep does not care.", "cat"),
         ("The boy is reading a book to pass the time.", "book"),
@@ -183,6 +186,15 @@ def test_an_answer_that_reasons_may_speak_of_anything(answer: str) -> None:
 def test_what_an_answer_that_reasons_places_in_the_picture_is_a_claim(answer: str, claimed: str) -> None:
     found = hallucination([Exchange("Why is that so?", answer)], known("a chair", "a clock"), reasoned=True)
     assert claimed in {word for finding in found for word in re.findall(r"'([^']+)'", finding.text)}
+
+
+def test_to_be_unsure_is_not_to_deny() -> None:
+    """Only an answer that says that there is no such thing excuses a question that takes it for granted."""
+    here = known("a chair")
+    question = "What is the woman on the bench waiting for?"
+    assert lost(question, "It isn't clear, but she may wait for a friend.", here)
+    assert lost(question, "It is not entirely certain.", here)
+    assert not lost(question, "There isn't a woman or a bench in the picture.", here)
 
 
 def test_the_question_of_an_answer_that_reasons_presupposes_as_any_other() -> None:
@@ -277,6 +289,8 @@ def test_the_things_of_the_collection_are_known_as_well() -> None:
         ("Is there a sink?", "I don't see one.", "sink"),
         ("How many knives are there?", "There aren't any in the picture.", "knives"),
         ("Are there any knives?", "There are none.", "knives"),
+        ("What is it like?", "Not a single knife is to be seen, and the sink is clean.", "knife"),
+        ("What is it like?", "It is tidy. I don't see a separate sink.", "sink"),
         ("What is it like?", "I cannot see any knife in the picture.", "knife"),
     ],
 )

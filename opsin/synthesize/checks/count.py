@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.claims import is_denied, is_supposed
-from opsin.synthesize.checks.hallucination import CLAUSE, NOUN
+from opsin.synthesize.checks.hallucination import ASKS_WHETHER, CLAUSE, DENIES, NOUN
 from opsin.synthesize.checks.numbers import COUNTS, numbers
 from opsin.synthesize.checks.placed import is_placed
 from opsin.synthesize.checks.words import spoken
@@ -29,17 +29,34 @@ _FIRST = 4
 
 
 def count(exchanges: Sequence[Exchange], known: Known, *, reasoned: bool = False) -> Iterator[Finding]:
-    """More things than there are, or another number where exactly that is asked. Fewer may be some of them."""
+    """More things than there are, also in what a question takes for granted, or another number where that is asked.
+
+    Fewer may be some of them.
+    """
     for number, exchange in enumerate(exchanges, 1):
         asked = _asked_for(exchange.question, known)
         total = _total(exchange.answer) if asked else 0
         claims = [(total, asked)] if total else list(_claimed(exchange.answer, known, reasoned=reasoned))
         for claimed, things in claims:
-            name = next((thing for thing in things if known.counts[thing]), "")
-            there = known.counts[name] if name else 0
-            wrong = claimed > there or (bool(total) and claimed != there)
-            if name and wrong and claimed not in known.told(name):
-                yield Finding(COUNT, f"answer {number} says {claimed} for {name!r}, and the picture has {there}")
+            if (name := _miscounted(claimed, things, known, exact=bool(total))) is not None:
+                yield _finding(f"answer {number}", claimed, name, known)
+        if not ASKS_WHETHER.search(exchange.question) and not DENIES.search(exchange.answer):
+            for claimed, things in _claimed(exchange.question, known, reasoned=reasoned):
+                if (name := _miscounted(claimed, things, known, exact=False)) is not None:
+                    yield _finding(f"question {number}", claimed, name, known)
+
+
+def _finding(where: str, claimed: int, name: str, known: Known) -> Finding:
+    return Finding(COUNT, f"{where} says {claimed} for {name!r}, and the picture has {known.counts[name]}")
+
+
+def _miscounted(claimed: int, things: tuple[str, ...], known: Known, *, exact: bool) -> str | None:
+    """The thing of which there are fewer, or if it must be `exact` another number, which no caption tells either."""
+    name = next((thing for thing in things if known.counts[thing]), None)
+    if name is None or claimed in known.told(name):
+        return None
+    there = known.counts[name]
+    return name if claimed > there or (exact and claimed != there) else None
 
 
 def _asked_for(question: str, known: Known) -> tuple[str, ...]:
@@ -55,9 +72,9 @@ def _total(answer: str) -> int:
     return found[0][1] if len(found) == 1 and found[0][0] < _FIRST else 0
 
 
-def _claimed(answer: str, known: Known, *, reasoned: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _claimed(text: str, known: Known, *, reasoned: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Numbers of things that are claimed to be there: not of those that a table seats, or that might come."""
-    for clause in CLAUSE.split(answer):
+    for clause in CLAUSE.split(text):
         said = spoken(clause or "")
         for claimed, mention in numbers(said, known.table):
             if is_denied(said, mention, clause) or is_supposed(said, mention, asked=False):

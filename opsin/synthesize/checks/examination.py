@@ -134,7 +134,7 @@ def _findings(
         found = chain(
             hallucination(exchanges, known, reasoned=expected.reasoned),
             count(exchanges, known, reasoned=expected.reasoned),
-            colours(exchanges, known.words),
+            colours(exchanges, known),
         )
         yield from (replace(finding, refuses=refuses) for finding in found)
     yield from language(exchanges, expected.language, there, grounded=expected.grounded)

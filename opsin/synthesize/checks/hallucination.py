@@ -17,7 +17,7 @@ from opsin.synthesize.checks.claims import is_aboard, is_compared, is_denied, is
 from opsin.synthesize.checks.concepts import noun
 from opsin.synthesize.checks.numbers import numbers
 from opsin.synthesize.checks.placed import is_placed
-from opsin.synthesize.checks.words import spoken, words
+from opsin.synthesize.checks.words import spoken, word_set, words
 from opsin.synthesize.context import UNCERTAIN
 from opsin.synthesize.english import noun_phrase, plural
 from opsin.synthesize.outcome import Finding
@@ -34,13 +34,13 @@ CLAUSE = re.compile(
     r"|,\s*(?:and|so|yet)\s+(?=(?:there|it|they|he|she|the|an?|two|three|four)\b)|,\s*(?=with\b)|^\W*(?:yes|no|nope|yeah)\b\s*,",
     re.IGNORECASE,
 )
-_ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
+ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
 NOUN = r"(\w+(?:[ '-]\w+){0,5}?)"
 _PICTURE = r"(?:the|this) (?:picture|image|photo|photograph|scene)"
 _ANYWHERE = (
     r"(?: (?:visible|present|shown|seen|there|here|anywhere|to be seen|in sight|in it))?"
     rf"(?: (?:in|on|at) (?:{_PICTURE}|(?:the|this) (?:kitchen|bathroom|bedroom|living room|room|office|street|road|park"
-    r"|field|yard|garden|restaurant|station|shop|beach)))?\W*$"
+    r"|field|yard|garden|restaurant|station|shop|beach)))?(?:\W*$|,\s+(?=(?:and|only|just|so|not)\b))"
 )
 """Behind a thing: where it is looked for in the whole picture, not beside another thing or in a part of it."""
 _ASKS_IF_THERE = re.compile(
@@ -55,14 +55,17 @@ _SAYS_NO = re.compile(
     rf"|^\W*(?:there (?:are|is) none|there (?:are|is)(?:n['’]t| not) (?:any|one)|{_DO_NOT_SEE} (?:any|one)){_ANYWHERE}"
 )
 _SAYS_NONE_THERE = re.compile(
-    rf"(?i)^\W*(?:there(?: is|['’]s| are)(?: no| zero|n't any|n't an?| not any)|{_PICTURE} has no) {NOUN}{_ANYWHERE}"
-    rf"|^\W*no {NOUN} (?:is|are|can be)(?= (?:visible|present|shown|seen)){_ANYWHERE}"
+    rf"(?i)^\W*(?:there(?: is|['’]s| are)(?: no| zero|(?:n['’]t| not) (?:any|an?))|{_PICTURE} has no) {NOUN}{_ANYWHERE}"
+    rf"|^\W*(?:no|not (?:an?|one|any)) {NOUN} (?:is|are|can be)(?= (?:visible|present|shown|seen|to be))"
+    rf"{_ANYWHERE}"
     rf"|^\W*{_DO_NOT_SEE} (?:an?|any) {NOUN}{_ANYWHERE}"
 )
+_OF_ANY_SORT = word_set("single separate")
 _NEGATES = re.compile(r"(?i)\b(?:no|not|none|never|neither|nor|without|cannot|zero)\b|n['’]t\b")
-_DENIES = re.compile(
+DENIES = re.compile(
     r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
-    r"|(?:there|it|they|he|she|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n't\b|\bnone\b|\bcannot\b))"
+    r"|(?:there|it|they|he|she|i|you|we)\b[^.!?]{0,20}?(?:\bno\b|\bnot\b|n['’]t\b|\bnone\b|\bcannot\b)"
+    r"(?! (?:\w+ly )?(?:clear|certain|sure|known|obvious|possible|easy|tell|say)\b))"
 )
 _SEVERAL = re.compile(r"^(?:some|two|three|four|five|six|\d+|several|many)\b|\b(?:bunch|group|pair|crowd|set|row) of\b")
 
@@ -133,14 +136,16 @@ class Known:
 
     def told(self, name: str) -> set[int]:
         """The numbers of a thing that captions tell."""
-        said = map(spoken, self._captions())
+        said = map(spoken, self.captions)
         return {count for text in said for count, of in numbers(text, self.table) if name in of.things}
 
-    def _captions(self) -> Iterator[str]:
+    @property
+    def captions(self) -> Iterator[str]:
+        """Of all pictures."""
         return (caption for context in self.contexts for caption in context.captions)
 
     def _texts(self) -> Iterator[str]:
-        yield from self._captions()
+        yield from self.captions
         for context in self.contexts:
             yield context.text
             for thing in context.things:
@@ -155,8 +160,8 @@ def hallucination(exchanges: Sequence[Exchange], known: Known, *, reasoned: bool
     for number, exchange in enumerate(exchanges, 1):
         asked = _Claims(exchange.question, known, asked=True)
         answered = _Claims(exchange.answer, known, asked=False, reasoned=reasoned)
-        denied = _DENIES.search(exchange.answer) is not None
-        offered = _ASKS_WHETHER.search(exchange.question) is not None and " or " in exchange.question
+        denied = DENIES.search(exchange.answer) is not None
+        offered = ASKS_WHETHER.search(exchange.question) is not None and " or " in exchange.question
         if asked.lost and not denied and not offered:
             yield Finding(HALLUCINATION, f"question {number} speaks of {_named(asked.lost)}, which the picture has not")
         # What a question only compares with, its answer may speak of.
@@ -177,6 +182,7 @@ def _denied(exchange: Exchange, known: Known) -> set[tuple[str, ...]]:
     if _SAYS_NO.search(exchange.answer):
         found.append(_ASKS_IF_THERE.search(exchange.question))
     denied = {spoken(next(filter(None, one.groups()))) for one in found if one is not None}
+    denied = {name[1:] if name[:1] and name[0] in _OF_ANY_SORT else name for name in denied}
     rest = [spoken(clause) for clause in clauses if not _NEGATES.search(clause)]
     said = {word for words_ in rest for word in words_}
     things = {thing for words_ in rest for one in known.table.mentions(words_, strict=False) for thing in one.things}

@@ -50,7 +50,8 @@ _OF_LANGUAGE = {
 _COMMON = {
     "en": "the and is are of with that there this it on a an in they has be for from which at or his her its their do "
     "as no not i you we so to what can",
-    "de": "der die das und ist sind nicht ein eine einen mit auf von zu im dem den es sie auch für wie bei wird",
+    "de": "der die das und ist sind nicht ein eine einen mit auf von zu im dem den es sie auch für wie bei wird "
+    "dass man hier kann aber sehr",
     "fr": "le la les et est sont un une des du avec sur dans que qui pas il elle ce cette au aux pour plus ils",
     "es": "el la los las y es son un una unos con en del que no hay se su por para está están al lo más",
     "it": "il la lo gli le e è sono un una con su di che non c'è nel nella della del si per ci dei alla due",
@@ -77,6 +78,8 @@ _FEWEST_WORDS = 6
 """Fewer words decide nothing: "Yes", "2", "Pizza" are the same in many languages."""
 _FEWEST_COMMON, _FEWEST_COMMON_OF_SENTENCE = 3, 4
 """Common words of another language that a text, or one sentence of it, must have: a name may have two or three."""
+_FEWEST_IN_A_ROW = 8
+"""Words without a common one of the expected language among them: a name is shorter."""
 _FEWEST_LETTERS = 6
 """Of another script in one sentence: fewer may be a sign that is read out."""
 _MUCH_MORE = 2.0
@@ -108,8 +111,10 @@ def language(
             yield Finding(LANGUAGE, f"of the {name}, {shown(unknown)} is not in {expected!r}, and in no caption")
             continue
         for sentence in sentences(text):
-            if foreign := _other_script(sentence, code, fewest=_FEWEST_LETTERS) or _other_language(
-                sentence, code, fewest=_FEWEST_COMMON_OF_SENTENCE
+            if (
+                foreign := _other_script(sentence, code, fewest=_FEWEST_LETTERS)
+                or _other_language(sentence, code, fewest=_FEWEST_COMMON_OF_SENTENCE)
+                or _inserted(sentence, code)
             ):
                 yield Finding(LANGUAGE, f"of the {name}, {shown(sentence)} is in {foreign}, and not in {expected!r}")
                 break
@@ -133,6 +138,22 @@ def _other_script(text: str, code: str, fewest: int = 1) -> str:
         return "Japanese"
     if code == "ja" and not kana and han >= _MOST_FOREIGN:
         return "Chinese"
+    return ""
+
+
+def _inserted(sentence: str, code: str) -> str:
+    """Another language of the same script that so many words of a sentence in a row are in."""
+    if code not in _COMMON:
+        return ""
+    run: list[str] = []
+    for word in (*words(sentence), ""):
+        spoken_in = _SPEAKERS.get(word, ())
+        if word and (code not in spoken_in or len(spoken_in) > 1):
+            run.append(word)
+            continue
+        if len(run) >= _FEWEST_IN_A_ROW and (found := _other_language(" ".join(run), code)):
+            return found
+        run = []
     return ""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.words import EMPTY, content, shown, words
+from opsin.synthesize.checks.words import COLOURS, EMPTY, content, shown, words
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _DECIDES = re.compile(
 )
 """Questions that offer answers, and yes/no questions whose answer is a decision, hold their answers by right."""
 
+_ASKS_COLOUR = re.compile(r"(?i)\b(?:what|which) colou?r\b")
 _LEAKED = 0.9
 """Share of an answer's telling words that stand in its question; a long answer may add a word that tells nothing."""
 
@@ -33,6 +34,15 @@ def _may_hold_its_answer(exchange: Exchange) -> bool:
     if _OFFERS.search(exchange.question):
         return True
     return _ASKS_WHETHER.search(exchange.question) is not None and _DECIDES.search(exchange.answer) is not None
+
+
+def _holds_its_answer(exchange: Exchange) -> bool:
+    if _may_hold_its_answer(exchange):
+        return False
+    told, asked = content(exchange.answer), content(exchange.question)
+    if _ASKS_COLOUR.search(exchange.question) and told & asked & COLOURS - {"orange"}:  # which is a thing as well
+        return True
+    return bool(told) and len(told & asked) >= _LEAKED * len(told)
 
 
 def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
@@ -46,10 +56,5 @@ def leakage(exchanges: Sequence[Exchange]) -> Iterator[Finding]:
         first = asked.setdefault(question, number)
         if first != number and not (EMPTY.issuperset(question) and number - first > 1):
             yield Finding(LEAKAGE, f"question {number} is question {first} again: {shown(exchange.question)}")
-        told = content(exchange.answer)
-        if (
-            told
-            and not _may_hold_its_answer(exchange)
-            and len(told & content(exchange.question)) >= _LEAKED * len(told)
-        ):
+        if _holds_its_answer(exchange):
             yield Finding(LEAKAGE, f"question {number} holds its own answer: {shown(exchange.question)}")

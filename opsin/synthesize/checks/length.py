@@ -6,10 +6,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.form import ENDS, UNPUNCTUATED
-from opsin.synthesize.checks.words import number_of_words, sentences, shown, words
+from opsin.synthesize.checks.words import number_of_words, sentences, shown, word_set, words
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -24,11 +25,15 @@ MOST_OF_QUESTION = 300
 """Words."""
 _RUN = 4
 """Words of a run that is looked for again, and the fewest of a sentence that must not be there twice."""
+_FEWEST_AT_ONCE = 3
+"""Words of a sentence that must not be said twice in a row."""
 _FEWEST_WORDS = 16
 _FEWEST_OF_SENTENCE = 12
 """Words from which an answer is a sentence: shorter ones are often none ("a dog and two cats")."""
 _LOOP = 0.4
 """Share of runs that were there before, from which a text is a loop; of a list ("there is a ...") it is about 0.25."""
+_GOES_ON = word_set("a an the and or its their his her my your is are was were from into because while than very")
+"""Words that end no sentence, however short."""
 _LIST = re.compile(r"^[^.!?:]*,[^.!?:]*\band (?:an?|the|some|several|two|three) (?:[\w-]+ ){0,2}[\w-]+$")
 _LONG_WORD = 25
 """Characters: hardly a text has words that are so long on average."""
@@ -65,7 +70,7 @@ def unfinished(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Fi
     for number, exchange in enumerate(exchanges, 1):
         answer = exchange.answer.strip()
         is_long = number_of_words(answer) >= _FEWEST_OF_SENTENCE
-        if answer.endswith(":") or (is_long and not _is_finished(answer)):
+        if answer.endswith(":") or ((is_long or _GOES_ON & set(words(answer)[-1:])) and not _is_finished(answer)):
             yield Finding(CUT, f"answer {number} breaks off in a sentence: {shown(answer[-60:])}")
 
 
@@ -88,9 +93,13 @@ def _again(text: str) -> str:
     if found := _SAME_CHARACTER.search(text):
         return found[0]
     said = words(text)
+    normal_ones = [" ".join(words(sentence)) for sentence in sentences(text)]
+    for one, following in pairwise(normal_ones):
+        if one == following and one.count(" ") >= _FEWEST_AT_ONCE - 1:
+            return one
     if len(said) < _FEWEST_WORDS:
         return ""
-    normal = Counter(" ".join(words(sentence)) for sentence in sentences(text))
+    normal = Counter(normal_ones)
     sentence, count = normal.most_common(1)[0]
     if count > 1 and sentence.count(" ") >= _RUN - 1:
         return sentence

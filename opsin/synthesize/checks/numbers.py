@@ -32,6 +32,8 @@ COUNTS = {
 }
 """Words for numbers."""
 _AT_LEAST = {"both": 2, "several": 2, "trio": 3, "dozen": 12, "dozens": 24, "hundreds": 200}
+_ORDINALS = {"another": 2, "second": 2, "third": 3, "fourth": 4, "fifth": 5}
+"""Right before one of things, these tell that there are so many."""
 _BEFORE_NOUN = 2
 """Words before a thing among which its number is looked for: "two brown dogs"."""
 _PLURALS = frozenset(IRREGULAR.values())
@@ -39,7 +41,7 @@ _SINGULARS = frozenset(("bus", "skis", "scissors", "glass", "grass", "dress", "c
 
 
 def numbers(said: tuple[str, ...], table: Concepts) -> Iterator[tuple[int, Mention]]:
-    """Numbers over one of things: "three brown dogs", "a trio of dogs"; not "a 12-inch pizza"."""
+    """Numbers over one of things: "three brown dogs", "a trio of dogs", "a second dog"; not "a 12-inch pizza"."""
     for mention in table.mentions(said, strict=True):
         if (count := _number(said, mention)) > 1:  # "one" is also a pronoun
             yield count, mention
@@ -57,9 +59,9 @@ def is_several(noun: str) -> bool:
 
 
 def _number(said: tuple[str, ...], mention: Mention) -> int:
-    if not is_several(said[mention.end - 1]):
-        return 1
     before = said[: mention.start]
+    if not is_several(said[mention.end - 1]):
+        return _ORDINALS.get(before[-1], 1) if before else 1
     if before[-1:] == ("of",):
         return _AT_LEAST.get(before[-2] if len(before) > 1 else "", 1)
     for at, word in reversed(list(enumerate(before))[-_BEFORE_NOUN:]):

@@ -32,6 +32,7 @@ _WHERE = word_set(
     "on at next beside behind near under in between above below inside around by against alongside over opposite to "
     "across from parked visible seen"
 )
+_POSED = word_set("parked asleep seated perched tied")
 _HELD = word_set("holding carrying wearing riding walking pushing pulling brought")
 _MODALS = word_set("can could may might would should")
 _WOULD = word_set("can could may might would should must will if when whenever unless to")
@@ -64,7 +65,7 @@ def _is_told_of(before: tuple[str, ...], after: tuple[str, ...], *, is_person: b
     first, second = (*after[:2], "", "")[:2]
     if first in _RELATIVE:
         return second != "" and (second in _BE or definite or near)
-    if _is_doing(first) or first == "parked":
+    if _is_doing(first) or first in _POSED:
         return definite or near
     if first in _BE:
         somewhere = _is_doing(second) or second in _WHERE or (second.endswith("ed") and after[2:3] != ("in",))
@@ -82,7 +83,8 @@ def _is_held(before: tuple[str, ...]) -> bool:
         word = before[at]
         if word in _WOULD:
             return False
-        is_doing = at > 0 and before[at - 1] in _BE
+        # "The skater sitting on the bench", or "a boy is sitting".
+        is_doing = at > 0 and (before[at - 1] in _BE or (at > 1 and before[at - 2] in _DEFINITE))
         if (word in _HELD and (is_doing or at in (len(before) - 2, len(before) - 3))) or (is_doing and _is_doing(word)):
             return True
     return False

@@ -25,6 +25,7 @@ EMPTY = word_set(
     "photo scene"
 )
 """Words that tell nothing about a picture."""
+COLOURS = word_set("red blue green yellow orange purple pink brown black white gray grey silver beige")
 
 
 @lru_cache(maxsize=256)  # every check of a sample reads the same texts
