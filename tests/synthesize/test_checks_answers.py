@@ -20,7 +20,10 @@ from opsin.synthesize.subject import Exchange
 if TYPE_CHECKING:
     from opsin.synthesize.outcome import Finding
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "answers.json").read_text(encoding="utf-8"))
+FILES = Path(__file__).parents[1] / "golden"
+GOLDEN = json.loads((FILES / "answers.json").read_text(encoding="utf-8"))
+LATER = json.loads((FILES / "later_answers.json").read_text(encoding="utf-8"))
+"""Written when the checks had been mended by the first ones; again, half of them was never read."""
 READ, UNREAD = GOLDEN["pictures"][1::2], GOLDEN["pictures"][::2]
 """Answers that were read when the checks were mended, and those that never were."""
 EXPECTED = {"conversation": Conversation().expected, "detail": Detail().expected, "reasoning": Reasoning().expected}
@@ -82,3 +85,13 @@ def test_good_answers_pass_and_bad_ones_do_not(
     assert len(passed) <= most_passed, passed
     # What is claimed outright is found.
     assert not {"absent-claim", "yes-absent", "caption-talk", "coords", "truncated"} & set(passed)
+
+
+@pytest.mark.parametrize(("half", "most_refused", "most_passed"), [("read", 0, 4), ("unread", 3, 5)])
+def test_later_answers_that_nothing_was_tuned_on(half: str, most_refused: int, most_passed: int) -> None:
+    pictures = LATER[half]
+    assert sum(len(picture["good"]) for picture in pictures) == sum(len(picture["bad"]) for picture in pictures) == 48
+    refused, passed = refused_and_passed(pictures)
+    assert len(refused) <= most_refused, refused
+    assert len(passed) <= most_passed, passed
+    assert not {"absent_object_claimed", "mentions_source", "coordinates", "broken_off", "refusal"} & set(passed)
