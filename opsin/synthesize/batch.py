@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from opsin.core.errors import OpsinError
-from opsin.core.files import make_directory, replacing, write_parts
+from opsin.core.files import fsync_directory, fsync_file, make_directory, write_parts
 from opsin.synthesize.endpoint import body, printable, read_completion, read_refusal
 from opsin.synthesize.ledger import Ledger
 from opsin.synthesize.request import Answer, Request, Usage
@@ -26,6 +25,8 @@ MOST_BYTES = 190_000_000
 """Of one file; the API takes 200 MB."""
 LINE_BYTES = 2_000_000
 KEPT_AT_A_TIME = 500
+PARTIAL = ".partial"
+"""Ends the name of a file that is being written."""
 
 
 @dataclass
@@ -46,35 +47,49 @@ def export_batch(
 ) -> list[Path]:
     """Write the requests that the ledger has no answer to, each once, as files to upload; returns them.
 
-    Nothing is noted as sent. The files are whole when they have their names; earlier ones in the folder are replaced.
-    `note` is told of them right before they have their names: there is no time when they could be uploaded and nobody
-    knows of it.
+    The ledger does not count them as sent. The files are whole when they have their names; earlier ones in the folder
+    are replaced. `note` is told of them when they are on disk, right before they have their names: there is no time
+    when they could be uploaded and nobody knows of it.
 
     Raises:
         OpsinError: one request is larger than a file may be.
     """
     make_directory(folder)
-    for old in folder.glob("batch-[0-9]*.jsonl"):
-        old.unlink()
+    for pattern in ("batch-[0-9]*.jsonl", f".batch-[0-9]*.jsonl{PARTIAL}"):  # the latter of a process that was killed
+        for old in folder.glob(pattern):
+            old.unlink()
     files: list[Path] = []
-    lines: list[bytes] = []
-    size = 0
-    with ExitStack() as named:
-
-        def write() -> None:
+    try:
+        for lines in _shares(_lines(requests, teacher, ledger)):
             files.append(folder / f"batch-{len(files) + 1:03}.jsonl")
-            write_parts(named.enter_context(replacing(files[-1])), lines)
-
-        for line in _lines(requests, teacher, ledger):
-            if lines and (len(lines) >= MOST_LINES or size + len(line) > MOST_BYTES):
-                write()
-                lines, size = [], 0
-            lines.append(line)
-            size += len(line)
-        if lines:
-            write()
+            write_parts(_partial(files[-1]), lines)
+            fsync_file(_partial(files[-1]))
         note(files)
+        for path in files:
+            _partial(path).replace(path)
+        fsync_directory(folder)
+    finally:
+        for path in files:
+            _partial(path).unlink(missing_ok=True)
     return files
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def _shares(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The lines of each file."""
+    share: list[bytes] = []
+    size = 0
+    for line in lines:
+        if share and (len(share) >= MOST_LINES or size + len(line) > MOST_BYTES):
+            yield share
+            share, size = [], 0
+        share.append(line)
+        size += len(line)
+    if share:
+        yield share
 
 
 def _lines(requests: Iterable[Request], teacher: OpenAI, ledger: Ledger) -> Iterator[bytes]:

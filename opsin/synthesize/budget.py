@@ -88,6 +88,10 @@ class Budget:
             self.excess = max(self.excess or 0.0, used.cost - most.cost)
         self._settled.set()
 
+    def lost(self, most: Usage) -> Usage:
+        """What counts as used by a request whose answer was lost: all that was put aside for it."""
+        return most + Usage(0, 0, self.excess or 0.0)
+
     def take_back(self, most: Usage) -> None:
         """A request that was counted, but not sent."""
         self.requests -= 1

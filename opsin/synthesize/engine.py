@@ -172,7 +172,7 @@ class Engine:
         await self._budget.reserve(most)
         sequence: int | None = None
         came: Answer | AttemptError | None = None
-        used = most
+        used: Usage | None = None
         asked = False
         try:
             foreseen = expected(most, self._ledger.totals).tokens
@@ -192,7 +192,8 @@ class Engine:
             raise self._ending(error) from None
         finally:
             if asked:
-                self._budget.book(most, used, answered=isinstance(came, Answer))
+                spent = self._budget.lost(most) if used is None else used
+                self._budget.book(most, spent, answered=isinstance(came, Answer))
             else:
                 self._budget.take_back(most)
                 if sequence is not None:
@@ -215,8 +216,7 @@ class Engine:
             self._pace.hold(error.wait or 0.0)
             if error.then is Then.STOP:
                 self._ending(TeacherError(f"{self._name}: {error}"))
-            lost = most + Usage(0, 0, self._budget.excess or 0.0)
-            used = error.usage or (lost if error.perhaps_charged else Usage(0, 0))
+            used = error.usage or (self._budget.lost(most) if error.perhaps_charged else Usage(0, 0))
             return error, used, self._ledger.failed(key, str(error), used, sequence)
         else:
             self._ledger.learn(most, answer.usage, time.monotonic() - begun)

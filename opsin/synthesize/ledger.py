@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,14 +112,14 @@ class Ledger:
         self._broken: OpsinError | None = None
         with _explained(path):
             self._last = int(connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()[0])
-            self.totals = _sums(connection)
+            settled = _sums(connection)
             self._uncertain = [
-                Uncertain(key, at, Usage(prompt, answer, cost + self.totals.excess))
+                Uncertain(key, at, Usage(prompt, answer, cost + settled.excess))
                 for key, at, prompt, answer, cost in connection.execute(
                     f"SELECT key, at, prompt_tokens, answer_tokens, cost {UNSETTLED} ORDER BY sequence"
                 )
             ]
-        self.totals.spent = sum((one.most for one in self._uncertain), self.totals.spent)
+        self.totals = replace(settled, spent=sum((one.most for one in self._uncertain), settled.spent))
 
     @staticmethod
     def open(path: Path) -> Ledger:

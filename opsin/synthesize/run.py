@@ -151,7 +151,7 @@ def synthesize_by_batch(
                 pending = _unanswered(maker, [one.task for one in outcomes if one.state == "waiting"], ledger)
                 affordable = Affordable(pending, recipe.teacher, recipe.limits, ledger.totals)
                 files = export_batch(
-                    affordable, exported, recipe.teacher, ledger, lambda files: waiting.note(files, affordable.keys)
+                    affordable, exported, recipe.teacher, ledger, lambda paths: waiting.note(paths, affordable.keys)
                 )
                 for line in (*(f"batch  {path}" for path in files), affordable.told()):
                     watch.on_line(line)

@@ -353,8 +353,9 @@ def test_the_same_request_at_the_same_time_is_bought_once(tmp_path: Path) -> Non
 def test_when_the_one_that_asks_is_cancelled_another_one_asks(tmp_path: Path) -> None:
     async def work(engine: Engine) -> Answer:
         first = asyncio.create_task(engine.answer(request()))
-        while not endpoint.asked:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while not endpoint.asked:
+                await asyncio.sleep(0.01)
         second = asyncio.create_task(engine.answer(request()))
         await asyncio.sleep(0.01)
         first.cancel()

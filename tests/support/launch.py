@@ -61,9 +61,9 @@ def launched(
 ) -> list[tuple[bool, Any]]:
     """Call `work(*args)` on `size` ranks; for each, whether it ended well, and what it gave or why not.
 
-    Work and arguments are pickled: a function of a module. The ranks `meet` as often as is said, every time at a store
-    of its own. A rank that died without a word, or took longer than
-    `seconds`, has ended badly, with how it ended.
+    Work and arguments are pickled: a function of a module. What a test has patched does not reach the ranks, but for
+    the environment. They `meet` as often as is said, every time at a store of its own. A rank that died without a
+    word, or took longer than `seconds`, has ended badly, with how it ended.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -94,12 +94,14 @@ def launched(
             if end.poll(max(0.0, deadline - time.monotonic())):
                 answer = end.recv()
         except EOFError:
-            process.join()  # it is dead: how it died is told below
+            pass  # it is dead: how it died is told below
         process.join(max(0.0, deadline - time.monotonic()))
+        told = "a rank ended without a word"
         if process.is_alive():
+            told = f"a rank took longer than {seconds:g} seconds"
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
-        answers.append(answer or (False, f"a rank ended without a word, with exit code {process.exitcode}"))
+        answers.append(answer or (False, f"{told}, with exit code {process.exitcode}"))
     del stores  # they were needed until here
     return answers
 

@@ -89,6 +89,30 @@ def test_files_are_there_only_when_it_is_noted_that_they_are_out(tmp_path: Path,
     assert list((tmp_path / "batch").iterdir()) == []
 
 
+def test_files_that_cannot_be_written_are_not_noted(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Path] = []
+
+    def full(path: Path) -> None:
+        if "002" in path.name:
+            raise OSError(28, "no space left")
+
+    monkeypatch.setattr(batch, "MOST_LINES", 3)
+    monkeypatch.setattr(batch, "fsync_file", full)
+    with pytest.raises(OSError, match="no space"):
+        export_batch([request(number) for number in range(7)], tmp_path / "batch", TEACHER, ledger, noted.extend)
+    assert noted == []
+    assert list((tmp_path / "batch").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, ledger: Ledger) -> None:
+    (tmp_path / "batch").mkdir()
+    (tmp_path / "batch" / ".batch-007.jsonl.partial").write_bytes(b"half")
+    written([request(0)], tmp_path, ledger)
+    assert [path.name for path in (tmp_path / "batch").iterdir()] == ["batch-001.jsonl"]
+
+
 def test_what_is_out_is_known_by_its_keys_however_often_a_file_is_imported(tmp_path: Path, ledger: Ledger) -> None:
     """Foreign lines, and lines that came before, settle nothing: else what is still out would be asked again."""
     keys = [request(number).key for number in range(4)]

@@ -71,3 +71,37 @@ def test_it_can_be_switched_off() -> None:
     assert found("What is there?", "A blue bus.") != []
     assert found("What is there?", "A blue bus.", hallucination="report") == []
     assert found("What is there?", "A blue bus.", hallucination="off") == []
+
+
+STREET = ("A red bus passes a black car and a white building.", "a red double decker bus", "green trees behind a bus")
+CAT = ("A black cat on a windowsill with a white curtain and green plants.", "a cat by a window")
+
+
+@pytest.mark.parametrize(
+    ("captions", "thing", "question", "answer"),
+    [
+        (STREET, "bus", "What colour is the car?", "The car that follows the bus is black."),
+        (STREET, "bus", "What colour is the car?", "The car waiting for the bus is black."),
+        (STREET, "bus", "What colour is the building?", "The building across from the bus is white."),
+        (STREET, "bus", "What is written on the white bus?", "There is no white bus; the bus is red."),
+        (STREET, "bus", "What is it?", "Everything but the red bus is black and white."),
+        (STREET, "bus", "What is it?", "It is a black and white bus photo, but for the bus itself."),
+        (CAT, "cat", "What is it like?", "The cat is green-eyed and black."),
+        (CAT, "cat", "What is behind it?", "There is a green cat-themed pillow behind it."),
+        (CAT, "cat", "What is it like?", "It is a black cat, and the cat is white on its chest."),
+        (CAT, "cat", "What colour are the plants?", "The plants surrounding the cat are green."),
+    ],
+)
+def test_a_colour_is_that_of_the_noun_it_belongs_to(
+    captions: tuple[str, ...], thing: str, question: str, answer: str
+) -> None:
+    context = Context(captions, (Thing(f"a {thing}", ("thing", thing)),), "categories")
+    findings = examine(
+        [Exchange(question, answer)],
+        expected=Expected((1, 9), (1, 300)),
+        contexts=[context],
+        vocabulary=Vocabulary(()),
+        options=Checks(),
+        finish="stop",
+    )
+    assert not [finding.text for finding in findings if " calls " in finding.text]

@@ -107,6 +107,7 @@ def test_a_text_that_is_in_the_picture_may_say_something() -> None:
     sign = Context(("A dog lies below a street sign.",), (Thing("a dog", ("animal", "dog")),), "categories")
     assert not answered("The text says which street it is, and the dog lies below it.", context=sign)
     assert "disclosure" in answered("The text says that a dog lies there.")
+    assert "disclosure" in answered("According to the text, a dog lies there.", context=sign)
     assert "disclosure" in answered("The description says that a dog lies below a sign.", context=sign)
 
 
@@ -186,6 +187,12 @@ def test_a_sentence_in_another_language() -> None:
     assert "language" in answered(f"The passengers wait on the platform. {spanish} The train is late.", grounded=False)
     inserted = "The shelf beside the bed suggests, wie man leicht sehen kann, dass Lesen hier wichtig ist; so it is."
     assert "language" in answered(inserted, grounded=False)
+    named = "It may be near Avenue des Champs-Élysées, Place de la Concorde, Rue du Faubourg or Quai des Orfèvres."
+    assert "language" not in answered(named, grounded=False)
+    named = (
+        "It may be spaghetti alla carbonara, penne con pesto, risotto ai funghi, gnocchi alla sorrentina, or similar."
+    )
+    assert "language" not in answered(named, grounded=False)
     chinese = "乘客们在站台上耐心等待火车。"
     assert "language" in answered(f"The passengers wait on the platform of the station. {chinese}", grounded=False)
     assert "language" in answered("A 棕色的 dog lies on a sofa.")  # who knows captions alone can have read it nowhere
@@ -262,6 +269,10 @@ def test_length_in_words() -> None:
         ("On the couch lie these things:", True),
         ("A brown dog lies on a couch and the", True),
         ("It lies on top of a", True),
+        ("Yes, it is", False),
+        ("Not very", False),
+        ("Quite a while", False),
+        ("Plan A", False),
         ("A dog, two couches, a small window, three lamps, some books and a big red rug", False),
         ("The dog lies on the couch and looks at the window, and it is having fun 😊", False),
     ],
@@ -272,10 +283,17 @@ def test_answers_that_break_off(answer: str, broken: bool) -> None:
     assert "cut" not in answered(answer, grounded=False, language="th")  # which has no full stop
 
 
+def test_in_other_languages_other_words_go_on() -> None:
+    for language, answer in (("de", "Das Licht ist an"), ("nl", "Ik weet niet wat het is"), ("es", "Vitamina a")):
+        assert "cut" not in answered(answer, grounded=False, language=language)
+
+
 def test_repetition() -> None:
     assert "repetition" in answered("The dog is on the couch. " * 4)
-    assert "repetition" in answered("It is brown. It is brown.")
-    assert "repetition" not in answered("It is brown. Yes, it is brown.")
+    assert "repetition" in answered("It is a dog. It is a dog.")
+    assert "repetition" not in answered("It is a dog. Yes, it is a dog.")
+    assert "repetition" not in answered("Keep calm now. Keep calm now.")
+    assert "repetition" not in answered("没有人。没有人。", language="zh")
     twice = "A meter stands in front of a car. A black car is at the curb. A meter stands in front of a car."
     assert "repetition" in answered(twice)
     assert "repetition" in answered("A dog and " + "a couch and a dog and " * 8)
@@ -360,6 +378,7 @@ def test_plain_signs_are_no_control_tokens() -> None:
     [
         ("What colour is the brown dog?", "Brown.", True),
         ("What colour is the brown dog on the sofa?", "It has brown fur, and its ears are dark.", True),
+        ("What colour is the cat beside the brown dog?", "The cat beside the brown dog is white.", False),
         ("What colour is the orange on the table?", "It is orange, and very ripe.", False),
         ("What is the brown dog that lies on the couch?", "A dog.", True),
         ("Is the dog brown?", "Yes, the dog is brown.", False),

@@ -315,6 +315,10 @@ def test_what_has_a_box_is_not_denied(question: str, answer: str, denied: str) -
         ("What is it like?", "No clean knife is visible."),
         ("Are there any knives?", "There are none in the sink."),
         ("What is it like?", "I can't see a knife in the sink."),
+        ("Who is at the sink?", "I don't see a person there."),
+        ("What is on the wall?", "There isn't a sink there, just a shelf."),
+        ("How sharp is it?", "We can't see any knife, only its handle."),
+        ("Is there a single person in the picture?", "No, there are two."),
     ],
 )
 def test_of_what_has_a_box_another_sort_or_place_may_be_denied(question: str, answer: str) -> None:

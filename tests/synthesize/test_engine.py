@@ -221,6 +221,27 @@ def test_a_lost_answer_is_booked_with_what_bills_were_over_max_tokens(tmp_path: 
         assert (ledger.totals.failed, ledger.totals.spent.cost) == (1, 3 * 410)
 
 
+def test_a_request_that_is_cancelled_leaves_no_more_for_others_than_the_next_run_would(tmp_path: Path) -> None:
+    dear = Reply(body=completion("On it: yes.", usage={"prompt_tokens": 10, "completion_tokens": 400}))
+
+    async def work(engine: Engine) -> None:
+        await engine.answer(request(0))
+        cancelled = asyncio.create_task(engine.answer(request(1)))
+        async with asyncio.timeout(20):
+            while len(endpoint.asked) < 2:
+                await asyncio.sleep(0.01)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        with pytest.raises(BudgetError, match=r"820\.0000 of max_cost=1,000\.0000"):
+            await engine.answer(request(2))
+
+    with ChatEndpoint([dear, Reply(delay=5)]) as endpoint:
+        with_engine(tmp_path, endpoint.url, work, price=PRICE, max_cost=1000, timeout_seconds=20)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.totals.spent.cost == 820
+
+
 def test_slow_requests_do_not_keep_others_from_their_slots(tmp_path: Path) -> None:
     with ChatEndpoint([Reply(delay=1.5)]) as endpoint:
         begun = time.monotonic()

@@ -50,7 +50,8 @@ _OF_FOR = 4
 _ABOARD = word_set("driver drivers passenger passengers")
 _ALIKE = word_set("like unlike than resembling resembles resemble")
 _ALIKE_AS = word_set("such used serve serves serving served act acts acting same known doubles doubling")
-_USES = word_set("use uses used using")
+_USES = word_set("use uses used using treat treats treated treating")
+_JOINS = word_set("and or")
 _TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compared", "to"), ("compared", "with"))
 
 
@@ -92,8 +93,9 @@ def _is_guessed(before: tuple[str, ...], head: str, after: tuple[str, ...]) -> b
 
 def _is_general(before: tuple[str, ...], head: str, after: tuple[str, ...]) -> bool:
     """Whether the words around a thing tell of things in general."""
-    if before and before[0].endswith("ing") and DETERMINERS.isdisjoint(before) and head.endswith("s"):
-        return True  # what is usually done: "loading bags"
+    is_last = not after or after[0].endswith("ing") or after[0] in _JOINS
+    if before and is_last and head.endswith("s") and all(word.endswith("ing") for word in before):
+        return True  # what is usually done: "refuelling, loading bags and cleaning"
     for at in range(len(before) - 1, max(len(before) - _WINDOW, 0) - 1, -1):
         word, between = before[at], before[at + 1 :]
         if word in _DEFINITE:
@@ -122,7 +124,8 @@ def _does_something(after: tuple[str, ...]) -> bool:
 def is_compared(said: tuple[str, ...], mention: Mention) -> bool:
     """Whether something else is only likened to it, or belongs to it."""
     before = said[max(0, mention.start - 4) : mention.start]
-    if any(word in _ALIKE for word in before) or ("as" in before and not _USES.isdisjoint(before)):
+    is_used = "as" in before and not _USES.isdisjoint(said[: mention.start])
+    if is_used or any(word in _ALIKE for word in before):
         return True
     if before.count("as") > 1:  # as comfortable as a bed
         return True

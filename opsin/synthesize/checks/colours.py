@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.hallucination import HALLUCINATION
+from opsin.synthesize.checks.hallucination import DENIES, HALLUCINATION
 from opsin.synthesize.checks.words import COLOURS, EMPTY, spoken, word_set
 from opsin.synthesize.outcome import Finding
 
@@ -21,37 +21,31 @@ if TYPE_CHECKING:
     from opsin.synthesize.checks.hallucination import Known
     from opsin.synthesize.subject import Exchange
 
-_ALIKE = {
-    "gray": word_set("grey silver black white"),
-    "grey": word_set("gray silver black white"),
-    "silver": word_set("gray grey white"),
-    "white": word_set("beige gray grey silver"),
-    "beige": word_set("white brown yellow"),
-    "brown": word_set("beige orange red black"),
-    "orange": word_set("brown red yellow"),
-    "red": word_set("orange pink brown"),
-    "yellow": word_set("orange beige"),
-    "pink": word_set("red purple"),
-    "purple": word_set("pink blue"),
-    "blue": word_set("purple green"),
-    "green": word_set("blue"),
-    "black": word_set("gray grey brown"),
-}
-"""Colours that may be called by each other's names."""
+_ALIKE = tuple(
+    map(
+        word_set,
+        (
+            *("gray grey silver white", "gray grey silver black", "white beige yellow", "beige brown orange"),
+            *("brown black", "brown red", "orange red", "orange yellow", "yellow green", "pink red", "pink purple"),
+            *("purple blue", "blue green"),
+        ),
+    )
+)
+"""Colours of each line may be called by one another's names."""
 _OTHER_SPELLING = {"grey": "gray", "gray": "grey"}
 _BY_NATURE = {
     "red": word_set("brick fire hydrant light stop tomato wine"),
     "blue": word_set("light ocean sea sky water"),
     "green": word_set(
-        "bean broccoli field foliage grass grassy hill lawn leaf leaves lettuce light pasture plant salad tree "
-        "vegetable"
+        "bean broccoli field foliage grass grassy hill lawn leaf leaves lettuce light pasture plant salad tennis "
+        "tree vegetable"
     ),
-    "yellow": word_set("banana bus cab lemon light line school taxi"),
+    "yellow": word_set("banana bus cab lemon light line school taxi tennis"),
     "orange": word_set("carrot light orange pumpkin"),
     "brown": word_set("bread dirt giraffe soil wood wooden"),
     "black": word_set("bear coffee line olive stripe tire zebra"),
-    "white": word_set("bread cloud line mountain paper rice slope snow stripe tooth teeth wave wine zebra"),
-    "gray": word_set("cloud elephant pavement road sky"),
+    "white": word_set("bread cloud letter line mountain paper rice slope snow stripe tooth teeth wave wine zebra"),
+    "gray": word_set("asphalt cloud concrete elephant pavement road rock sidewalk sky stone street"),
     "silver": word_set("spoon fork knife"),
 }
 _UNSURE = word_set("no not never neither nor if unless may might could would should can like any or perhaps probably")
@@ -60,6 +54,11 @@ _BEHIND = word_set("in on above near behind of beside under over beneath around 
 _NO_NOUNS = EMPTY | COLOURS | _UNSURE | word_set("as at by but for from in near next off on out over under up with")
 _ASKS = re.compile(r"(?i)\b(?:what|which) colou?r")
 _CLAUSE = re.compile(r"(?<![.!?;:,\n])[.!?;:,\n]+(?=\s|$)")
+_ARTICLES = word_set("a an the this that yes no")
+_SHOWN = word_set("photo photograph picture image scene")
+_ENDS_NAME = _NO_NOUNS | word_set(
+    "parked stopped standing sitting lying driving waiting walking resting sleeping flying"
+)
 _NAMED = 4
 """Words behind a colour among which its thing stands: "a white double decker bus"."""
 
@@ -76,7 +75,9 @@ def colours(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
             if first := next(found, None):
                 thing, colour = first
                 yield Finding(HALLUCINATION, f"{name} {number} calls {thing!r} {colour}, which no caption does")
-            elif first := next(_recoloured(getattr(exchange, name), told), None):
+            elif not (name == "question" and DENIES.search(exchange.answer)) and (
+                first := next(_recoloured(getattr(exchange, name), told), None)
+            ):
                 thing, colour = first
                 yield Finding(
                     HALLUCINATION,
@@ -99,25 +100,27 @@ def _pairs(said: tuple[str, ...]) -> Iterator[tuple[str, frozenset[str]]]:
     at = 0
     while at < len(said):
         behind = at
-        while behind < len(said) and (said[behind] in COLOURS or (behind > at and said[behind] == "and")):
+        while said[behind : behind + 1] and (said[behind] in COLOURS or _joins(said, at, behind)):
             behind += 1
         if behind > at:
             named = said[behind : behind + _NAMED]
-            end = next((n for n, one in enumerate(named) if _ends_name(one)), len(named))
-            if end > 0 and (end < _NAMED or behind + end == len(said)):
+            end = next((n for n, one in enumerate(named) if one in _ENDS_NAME), len(named))
+            stop = said[behind + end] if behind + end < len(said) else ""
+            if 0 < end < _NAMED and (end < len(named) or not stop) and stop not in _SHOWN:
                 yield named[end - 1], COLOURS & set(said[at:behind])
-            elif end == 0 and _is_subject(said, at):
+            elif behind == len(said) and _is_subject(said, at):
                 yield said[at - 2], COLOURS & set(said[at:behind])
         at = behind + 1
 
 
-def _ends_name(word: str) -> bool:
-    return word in _NO_NOUNS or word.endswith(("ing", "ed"))
+def _joins(said: tuple[str, ...], first: int, at: int) -> bool:
+    """Whether there is an "and" between colours."""
+    return at > first and said[at] == "and" and not COLOURS.isdisjoint(said[at + 1 : at + 2])
 
 
 def _is_subject(said: tuple[str, ...], at: int) -> bool:
-    """Whether a noun and "is" stand before this place, and no other one: not "the sky above the beach is"."""
-    return at > 1 and said[at - 1] in _BE and _BEHIND.isdisjoint(said[: at - 2])
+    """Whether before this place a noun and "is" stand, and at most an article: not "the car behind the bus is"."""
+    return 1 < at < _NAMED and said[at - 1] in _BE and _ARTICLES.issuperset(said[: at - 2])
 
 
 def _recoloured(text: str, told: Mapping[str, Set[str]]) -> Iterator[tuple[str, str]]:
@@ -126,7 +129,7 @@ def _recoloured(text: str, told: Mapping[str, Set[str]]) -> Iterator[tuple[str, 
         said = spoken(clause)
         if _UNSURE.isdisjoint(said) and said[:1] and said[0] not in _BE:
             for thing, colours_of in _pairs(said):
-                alike = colours_of.union(*(_ALIKE[colour] for colour in colours_of))
+                alike = colours_of.union(*(line for line in _ALIKE if line & colours_of))
                 if thing in told and alike.isdisjoint(told[thing]):
                     yield thing, " and ".join(sorted(colours_of))
 
@@ -156,6 +159,7 @@ def _coloured(said: tuple[str, ...], at: int, there: Set[str]) -> str:
             break
         if word in there:
             return word
-    if _is_subject(said, at) and said[at - 2] in there - _NO_NOUNS:
+    is_subject = at > 1 and _BEHIND.isdisjoint(said[: at - 2])  # not "the sky above the beach is blue"
+    if is_subject and said[at - 1] in _BE and said[at - 2] in there - _NO_NOUNS:
         return said[at - 2]
     return ""

@@ -78,7 +78,7 @@ class Concepts:
 
     def _counts(self, phrase: _Phrase, said: tuple[str, ...], at: int, after: str, *, strict: bool) -> bool:
         if phrase.known_only:  # a nurse is a person, a nurse uniform is none; but a nurse waits
-            return not strict and after not in self.not_before and (_may_follow_noun(after) or after.endswith("s"))
+            return not strict and after not in self.not_before and (may_follow_noun(after) or after.endswith("s"))
         if not strict:
             return True
         return after not in self.not_before and not (phrase.unsure and not _is_noun(said, at, after))
@@ -94,10 +94,11 @@ class Concepts:
 def _is_noun(said: tuple[str, ...], at: int, after: str) -> bool:
     """Whether a word has its article, and nothing behind it that it could describe ("an orange cat")."""
     determined = any(word in DETERMINERS for word in said[max(0, at - 2) : at])
-    return determined and _may_follow_noun(after)
+    return determined and may_follow_noun(after)
 
 
-def _may_follow_noun(word: str) -> bool:
+def may_follow_noun(word: str) -> bool:
+    """Whether a word behind another one lets that be a noun, and no part of a longer one."""
     return not word or word in _AFTER_NOUN or word.endswith(("ing", "ed"))
 
 

@@ -18,7 +18,8 @@ _DIGIT = re.compile(r"\d")
 _NUMBER = r"-?(?:\d+(?:\.\d+)?|\.\d+)"
 _UNIT = (
     r"(?:\s*(?:to|or|and|-|–)\s*\d[\d.]*)?[ -]?(?:seconds?|minutes?|hours?|(?:kilo|centi)?met(?:er|re)s?|miles?"
-    r"|inch(?:es)?|f(?:ee|oo)t|lit(?:er|re)s?|dollars?|euros?|cents?|pounds?|acres?|kg|km|cm|mm)\b"
+    r"|inch(?:es)?|f(?:ee|oo)t|lit(?:er|re)s?|dollars?|euros?|cents?|pounds?|acres?|(?:kilo)?grams?|ounces?"
+    r"|lbs?|kg|km|cm|mm|m|s)\b"
 )
 _POSITIONS = re.compile(
     rf"[\[({{<]\s*{_NUMBER}(?:\s*[,;]\s*{_NUMBER})+\s*[\])}}>]"  # [0.1, 0.25, 0.5, 0.75] or (120, 45)

@@ -10,7 +10,7 @@ from opsin.synthesize.checks.claims import is_denied, is_supposed
 from opsin.synthesize.checks.hallucination import ASKS_WHETHER, CLAUSE, DENIES, NOUN
 from opsin.synthesize.checks.numbers import COUNTS, numbers
 from opsin.synthesize.checks.placed import is_placed
-from opsin.synthesize.checks.words import spoken
+from opsin.synthesize.checks.words import spoken, word_set
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _HOW_MANY = re.compile(
     r"(?: there| visible| shown| present| seen| you see| you count)?"
     r"(?: in (?:the|this) (?:picture|image|photo|scene))?\W*$"
 )
+_DEFINITE = word_set("the these those")
+"""Only with these does a question take a number for granted."""
+_CORRECTS = re.compile(rf"{DENIES.pattern}|\b(?:only|just|actually)\b")
 _FIRST = 4
 """Words of an answer among which the number stands that was asked for."""
 
@@ -40,8 +43,8 @@ def count(exchanges: Sequence[Exchange], known: Known, *, reasoned: bool = False
         for claimed, things in claims:
             if (name := _miscounted(claimed, things, known, exact=bool(total))) is not None:
                 yield _finding(f"answer {number}", claimed, name, known)
-        if not ASKS_WHETHER.search(exchange.question) and not DENIES.search(exchange.answer):
-            for claimed, things in _claimed(exchange.question, known, reasoned=reasoned):
+        if not ASKS_WHETHER.search(exchange.question) and not _CORRECTS.search(exchange.answer):
+            for claimed, things in _claimed(exchange.question, known, reasoned=reasoned, definite=True):
                 if (name := _miscounted(claimed, things, known, exact=False)) is not None:
                     yield _finding(f"question {number}", claimed, name, known)
 
@@ -55,8 +58,10 @@ def _miscounted(claimed: int, things: tuple[str, ...], known: Known, *, exact: b
     name = next((thing for thing in things if known.counts[thing]), None)
     if name is None or claimed in known.told(name):
         return None
-    there = known.counts[name]
-    return name if claimed > there or (exact and claimed != there) else None
+    if exact and claimed != known.counts[name]:
+        return name
+    there = max(sum(known.counts[thing] for thing in set(things)), *known.told(name), 0)
+    return name if claimed > there else None
 
 
 def _asked_for(question: str, known: Known) -> tuple[str, ...]:
@@ -72,12 +77,16 @@ def _total(answer: str) -> int:
     return found[0][1] if len(found) == 1 and found[0][0] < _FIRST else 0
 
 
-def _claimed(text: str, known: Known, *, reasoned: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _claimed(
+    text: str, known: Known, *, reasoned: bool, definite: bool = False
+) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Numbers of things that are claimed to be there: not of those that a table seats, or that might come."""
     for clause in CLAUSE.split(text):
         said = spoken(clause or "")
         for claimed, mention in numbers(said, known.table):
             if is_denied(said, mention, clause) or is_supposed(said, mention, asked=False):
+                continue
+            if definite and _DEFINITE.isdisjoint(said[max(0, mention.start - 3) : mention.start]):
                 continue
             if not reasoned or is_placed(said, mention, known.words):
                 yield claimed, mention.things

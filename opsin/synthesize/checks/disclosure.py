@@ -76,8 +76,7 @@ _SIGNS = (
 
 _BOX = re.compile(r"\bbox(?:es)?\b", re.IGNORECASE)
 _WRITTEN = word_set(
-    "sign signs says say reads reading label labels banner banners poster posters billboard writing written text "
-    "letters lettering word words logo graffiti screen"
+    "sign signs says label labels banner banners poster posters billboard written text letters lettering logo graffiti"
 )
 """Where the context speaks of these, there is a text in the picture that says something."""
 _REQUEST = re.compile(
@@ -88,7 +87,7 @@ _REQUEST = re.compile(
 
 def _is_seen(said: str, seen: Collection[str]) -> bool:
     """Whether the words may be about something in the picture: a caption on a sign, the text of a label."""
-    return said in seen or (" text " in f" {said} " and not _WRITTEN.isdisjoint(seen))
+    return said in seen or (said in ("the text says", "the text say") and not _WRITTEN.isdisjoint(seen))
 
 
 def disclosure(

@@ -139,7 +139,7 @@ def _findings(
         yield from (replace(finding, refuses=refuses) for finding in found)
     yield from language(exchanges, expected.language, there, grounded=expected.grounded)
     yield from too_short(exchanges, expected)
-    yield from repetition(exchanges)
+    yield from repetition(said)
     if not documents:  # there, a question may quote what is written around its answer, and an answer a heading
         yield from leakage(exchanges)
         yield from unfinished(exchanges, expected)

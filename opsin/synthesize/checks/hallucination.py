@@ -17,7 +17,7 @@ from opsin.synthesize.checks.claims import is_aboard, is_compared, is_denied, is
 from opsin.synthesize.checks.concepts import noun
 from opsin.synthesize.checks.numbers import numbers
 from opsin.synthesize.checks.placed import is_placed
-from opsin.synthesize.checks.words import spoken, word_set, words
+from opsin.synthesize.checks.words import spoken, words
 from opsin.synthesize.context import UNCERTAIN
 from opsin.synthesize.english import noun_phrase, plural
 from opsin.synthesize.outcome import Finding
@@ -37,12 +37,15 @@ CLAUSE = re.compile(
 ASKS_WHETHER = re.compile(r"(?i)^\W*(?:is|are|was|were|do|does|did|can|has|have|had)(?:n't)?\b")
 NOUN = r"(\w+(?:[ '-]\w+){0,5}?)"
 _PICTURE = r"(?:the|this) (?:picture|image|photo|photograph|scene)"
-_ANYWHERE = (
-    r"(?: (?:visible|present|shown|seen|there|here|anywhere|to be seen|in sight|in it))?"
+_IN_ALL = (
     rf"(?: (?:in|on|at) (?:{_PICTURE}|(?:the|this) (?:kitchen|bathroom|bedroom|living room|room|office|street|road|park"
-    r"|field|yard|garden|restaurant|station|shop|beach)))?(?:\W*$|,\s+(?=(?:and|only|just|so|not)\b))"
+    r"|field|yard|garden|restaurant|station|shop|beach)))?(?:\W*$|,\s+(?=and\b))"
 )
-"""Behind a thing: where it is looked for in the whole picture, not beside another thing or in a part of it."""
+_ANYWHERE = rf"(?: (?:visible|present|shown|seen|there|here|anywhere|to be seen|in sight|in it))?{_IN_ALL}"
+_AT_ALL = rf"(?: (?:visible|present|shown|seen|anywhere|to be seen|in sight|in it))?{_IN_ALL}"
+"""Behind a thing: where it is looked for in the whole picture, not beside another thing or in a part of it.
+
+In an answer, "there" is the place that was asked for."""
 _ASKS_IF_THERE = re.compile(
     rf"(?i)^\W*(?:(?:(?:is|are) there|(?:can|do|could) (?:you|one|we) see) (?:an?|any|some) {NOUN}{_ANYWHERE}"
     rf"|does {_PICTURE} (?:show|have|contain|include) (?:an?|any|some) {NOUN}\W*$"
@@ -52,15 +55,14 @@ _ASKS_IF_THERE = re.compile(
 _DO_NOT_SEE = r"(?:i|we|you|one) (?:do not|don['’]t|cannot|can['’]t|could not|couldn['’]t) see"
 _SAYS_NO = re.compile(
     r"(?i)^\W*(?:no|nope|none|zero|0)\b"
-    rf"|^\W*(?:there (?:are|is) none|there (?:are|is)(?:n['’]t| not) (?:any|one)|{_DO_NOT_SEE} (?:any|one)){_ANYWHERE}"
+    rf"|^\W*(?:there (?:are|is) none|there (?:are|is)(?:n['’]t| not) (?:any|one)|{_DO_NOT_SEE} (?:any|one)){_AT_ALL}"
 )
 _SAYS_NONE_THERE = re.compile(
-    rf"(?i)^\W*(?:there(?: is|['’]s| are)(?: no| zero|(?:n['’]t| not) (?:any|an?))|{_PICTURE} has no) {NOUN}{_ANYWHERE}"
-    rf"|^\W*(?:no|not (?:an?|one|any)) {NOUN} (?:is|are|can be)(?= (?:visible|present|shown|seen|to be))"
-    rf"{_ANYWHERE}"
-    rf"|^\W*{_DO_NOT_SEE} (?:an?|any) {NOUN}{_ANYWHERE}"
+    rf"(?i)^\W*(?:there(?: is|['’]s| are)(?: no| zero|(?:n['’]t| not) (?:any|an?))|{_PICTURE} has no) {NOUN}{_AT_ALL}"
+    rf"|^\W*(?:no|not (?:an?(?: single)?|one|any)) {NOUN} (?:is|are|can be)(?= (?:visible|present|shown|seen|to be))"
+    rf"{_AT_ALL}"
+    rf"|^\W*{_DO_NOT_SEE} (?:an?|any) {NOUN}{_AT_ALL}"
 )
-_OF_ANY_SORT = word_set("single separate")
 _NEGATES = re.compile(r"(?i)\b(?:no|not|none|never|neither|nor|without|cannot|zero)\b|n['’]t\b")
 DENIES = re.compile(
     r"(?i)^\W*(?:no\b|none\b|not\b|zero\b|0\b|nobody\b|nothing\b|nowhere\b|neither\b"
@@ -182,7 +184,7 @@ def _denied(exchange: Exchange, known: Known) -> set[tuple[str, ...]]:
     if _SAYS_NO.search(exchange.answer):
         found.append(_ASKS_IF_THERE.search(exchange.question))
     denied = {spoken(next(filter(None, one.groups()))) for one in found if one is not None}
-    denied = {name[1:] if name[:1] and name[0] in _OF_ANY_SORT else name for name in denied}
+    denied = {name[1:] if name[:1] == ("separate",) else name for name in denied}
     rest = [spoken(clause) for clause in clauses if not _NEGATES.search(clause)]
     said = {word for words_ in rest for word in words_}
     things = {thing for words_ in rest for one in known.table.mentions(words_, strict=False) for thing in one.things}

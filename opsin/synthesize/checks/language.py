@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.words import sentences, shown, words
+from opsin.synthesize.checks.words import sentences, shown, word_set, words
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -79,7 +79,12 @@ _FEWEST_WORDS = 6
 _FEWEST_COMMON, _FEWEST_COMMON_OF_SENTENCE = 3, 4
 """Common words of another language that a text, or one sentence of it, must have: a name may have two or three."""
 _FEWEST_IN_A_ROW = 8
-"""Words without a common one of the expected language among them: a name is shorter."""
+"""Words without a common one of the expected language among them."""
+_IN_NAMES = word_set(
+    "de la le les los las el il lo di du des del della dei alla al con da do das dos au aux à y e et und en van von "
+    "der het sur na no i"
+)
+"""Common words that names of places and dishes have as well."""
 _FEWEST_LETTERS = 6
 """Of another script in one sentence: fewer may be a sign that is read out."""
 _MUCH_MORE = 2.0
@@ -151,8 +156,10 @@ def _inserted(sentence: str, code: str) -> str:
         if word and (code not in spoken_in or len(spoken_in) > 1):
             run.append(word)
             continue
-        if len(run) >= _FEWEST_IN_A_ROW and (found := _other_language(" ".join(run), code)):
-            return found
+        votes = Counter(name for one in run if one not in _IN_NAMES for name in _SPEAKERS.get(one, ()))
+        most = max(votes, key=lambda name: votes[name], default=code)
+        if len(run) >= _FEWEST_IN_A_ROW and most != code and votes[most] >= _FEWEST_COMMON:
+            return f"the language {most!r}"
         run = []
     return ""
 

@@ -40,7 +40,8 @@ def _holds_its_answer(exchange: Exchange) -> bool:
     if _may_hold_its_answer(exchange):
         return False
     told, asked = content(exchange.answer), content(exchange.question)
-    if _ASKS_COLOUR.search(exchange.question) and told & asked & COLOURS - {"orange"}:  # which is a thing as well
+    colours = told & COLOURS
+    if _ASKS_COLOUR.search(exchange.question) and colours and colours <= asked - {"orange"}:  # which is a thing as well
         return True
     return bool(told) and len(told & asked) >= _LEAKED * len(told)
 

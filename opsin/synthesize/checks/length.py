@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.form import ENDS, UNPUNCTUATED
-from opsin.synthesize.checks.words import number_of_words, sentences, shown, word_set, words
+from opsin.synthesize.checks.words import number_of_words, sentences, shown, words
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ MOST_OF_QUESTION = 300
 """Words."""
 _RUN = 4
 """Words of a run that is looked for again, and the fewest of a sentence that must not be there twice."""
-_FEWEST_AT_ONCE = 3
+_FEWEST_AT_ONCE = 4
 """Words of a sentence that must not be said twice in a row."""
 _FEWEST_WORDS = 16
 _FEWEST_OF_SENTENCE = 12
 """Words from which an answer is a sentence: shorter ones are often none ("a dog and two cats")."""
 _LOOP = 0.4
 """Share of runs that were there before, from which a text is a loop; of a list ("there is a ...") it is about 0.25."""
-_GOES_ON = word_set("a an the and or its their his her my your is are was were from into because while than very")
-"""Words that end no sentence, however short."""
+_GOES_ON = re.compile(r"\s(?:a|an|the|[Aa]nd|or|its|their|my|your|because)$")
+"""Words that end no English sentence, however short; "Plan A" ends in none."""
 _LIST = re.compile(r"^[^.!?:]*,[^.!?:]*\band (?:an?|the|some|several|two|three) (?:[\w-]+ ){0,2}[\w-]+$")
 _LONG_WORD = 25
 """Characters: hardly a text has words that are so long on average."""
@@ -65,12 +65,15 @@ def too_short(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Fin
 
 def unfinished(exchanges: Sequence[Exchange], expected: Expected) -> Iterator[Finding]:
     """Answers that break off in the middle of a sentence, whatever the endpoint says of their end."""
-    if expected.language.split("-")[0] in UNPUNCTUATED:
+    code = expected.language.split("-")[0]
+    if code in UNPUNCTUATED:
         return
+    is_english = code == "en"
     for number, exchange in enumerate(exchanges, 1):
         answer = exchange.answer.strip()
         is_long = number_of_words(answer) >= _FEWEST_OF_SENTENCE
-        if answer.endswith(":") or ((is_long or _GOES_ON & set(words(answer)[-1:])) and not _is_finished(answer)):
+        goes_on = is_english and _GOES_ON.search(answer) is not None
+        if answer.endswith(":") or goes_on or (is_long and not _is_finished(answer)):
             yield Finding(CUT, f"answer {number} breaks off in a sentence: {shown(answer[-60:])}")
 
 
@@ -93,14 +96,13 @@ def _again(text: str) -> str:
     if found := _SAME_CHARACTER.search(text):
         return found[0]
     said = words(text)
-    normal_ones = [" ".join(words(sentence)) for sentence in sentences(text)]
-    for one, following in pairwise(normal_ones):
-        if one == following and one.count(" ") >= _FEWEST_AT_ONCE - 1:
+    plain = [" ".join(words(sentence)) for sentence in sentences(text)]
+    for one, following in pairwise(plain):
+        if one == following and number_of_words(one) >= _FEWEST_AT_ONCE:
             return one
     if len(said) < _FEWEST_WORDS:
         return ""
-    normal = Counter(normal_ones)
-    sentence, count = normal.most_common(1)[0]
+    sentence, count = Counter(plain).most_common(1)[0]
     if count > 1 and sentence.count(" ") >= _RUN - 1:
         return sentence
     runs = Counter(zip(said, said[1:], said[2:], said[3:], strict=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from opsin.synthesize.checks.concepts import may_follow_noun
 from opsin.synthesize.english import IRREGULAR, NUMBERS
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ COUNTS = {
 }
 """Words for numbers."""
 _AT_LEAST = {"both": 2, "several": 2, "trio": 3, "dozen": 12, "dozens": 24, "hundreds": 200}
-_ORDINALS = {"another": 2, "second": 2, "third": 3, "fourth": 4, "fifth": 5}
-"""Right before one of things, these tell that there are so many."""
+_ORDINALS = {"second": 2, "third": 3, "fourth": 4, "fifth": 5}
+"""Right before one of things, these tell that there are so many: "the second dog", "there is a second dog"."""
 _BEFORE_NOUN = 2
 """Words before a thing among which its number is looked for: "two brown dogs"."""
 _PLURALS = frozenset(IRREGULAR.values())
@@ -58,10 +59,18 @@ def is_several(noun: str) -> bool:
     return noun in _PLURALS or (noun.endswith("s") and noun not in _SINGULARS)
 
 
+def _ordinal(before: tuple[str, ...]) -> int:
+    """Only of what is there: another train may come, and a second cup of coffee may be had."""
+    there_is = before[:2] == ("there", "is")
+    if before[-2:-1] == ("the",) or (there_is and before[-2:-1] == ("a",)):
+        return _ORDINALS.get(before[-1], 1)
+    return 2 if there_is and before[2:] == ("another",) else 1
+
+
 def _number(said: tuple[str, ...], mention: Mention) -> int:
     before = said[: mention.start]
     if not is_several(said[mention.end - 1]):
-        return _ORDINALS.get(before[-1], 1) if before else 1
+        return _ordinal(before) if may_follow_noun(said[mention.end] if mention.end < len(said) else "") else 1
     if before[-1:] == ("of",):
         return _AT_LEAST.get(before[-2] if len(before) > 1 else "", 1)
     for at, word in reversed(list(enumerate(before))[-_BEFORE_NOUN:]):

@@ -33,6 +33,7 @@ _WHERE = word_set(
     "across from parked visible seen"
 )
 _POSED = word_set("parked asleep seated perched tied")
+_POSES = word_set("sitting standing lying leaning sleeping waiting holding carrying riding wearing")
 _HELD = word_set("holding carrying wearing riding walking pushing pulling brought")
 _MODALS = word_set("can could may might would should")
 _WOULD = word_set("can could may might would should must will if when whenever unless to")
@@ -84,7 +85,8 @@ def _is_held(before: tuple[str, ...]) -> bool:
         if word in _WOULD:
             return False
         # "The skater sitting on the bench", or "a boy is sitting".
-        is_doing = at > 0 and (before[at - 1] in _BE or (at > 1 and before[at - 2] in _DEFINITE))
+        is_posed = word in _POSES and at > 1 and before[at - 2] in _DEFINITE
+        is_doing = is_posed or (at > 0 and before[at - 1] in _BE)
         if (word in _HELD and (is_doing or at in (len(before) - 2, len(before) - 3))) or (is_doing and _is_doing(word)):
             return True
     return False
