@@ -285,13 +285,14 @@ def _payload(answer: Answer) -> dict[str, Any]:
 
 def _sums(connection: sqlite3.Connection) -> Totals:
     """Of what is settled."""
-    counts = dict(connection.execute("SELECT what, count(*) FROM events GROUP BY what"))
-    by_batch = connection.execute("SELECT count(*) FROM events WHERE what = 'answered' AND settles IS NULL").fetchone()[
-        0
-    ]
-    not_sent = connection.execute(
-        "SELECT count(*) FROM events WHERE what = 'failed' AND payload = ?", (json.dumps({"problem": NOT_SENT}),)
-    ).fetchone()[0]
+    rows = connection.execute(
+        "SELECT what, count(*), sum(settles IS NULL), sum(payload = ?) FROM events GROUP BY what",
+        (json.dumps({"problem": NOT_SENT}),),
+    )
+    counts = {what: numbers for what, *numbers in rows}
+    sent, _, _ = counts.get("sent", (0, 0, 0))
+    answered, by_batch, _ = counts.get("answered", (0, 0, 0))
+    failed, _, not_sent = counts.get("failed", (0, 0, 0))
     settled = Usage(*connection.execute(f"SELECT {SUMS.format('events')} FROM events WHERE what != 'sent'").fetchone())
     *numbers, measured, seconds, excess = connection.execute(
         f"SELECT {SUMS.format('sent')}, {SUMS.format('events')}, count(*), "
@@ -299,9 +300,9 @@ def _sums(connection: sqlite3.Connection) -> Totals:
         "FROM events JOIN events AS sent ON events.settles = sent.sequence WHERE events.what = 'answered'"
     ).fetchone()
     return Totals(
-        requests=counts.get("sent", 0) - not_sent + by_batch,
-        answered=counts.get("answered", 0),
-        failed=counts.get("failed", 0) - not_sent,
+        requests=sent - not_sent + by_batch,
+        answered=answered,
+        failed=failed - not_sent,
         spent=settled,
         asked_for=Usage(*numbers[:3]),
         used=Usage(*numbers[3:]),

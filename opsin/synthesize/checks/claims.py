@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.concepts import DETERMINERS
-from opsin.synthesize.checks.words import word_set
+from opsin.synthesize.checks.words import BE, word_at, word_set
 
 if TYPE_CHECKING:
     from opsin.synthesize.checks.concepts import Mention
@@ -24,7 +24,6 @@ _MODALS = word_set("might may could would should")
 _CONDITIONS = word_set("if unless imagine suppose assume")
 _HEDGES = word_set("perhaps probably possibly maybe likely potentially")
 _SUPPOSED = _MODALS | _CONDITIONS | _HEDGES | word_set("usually typically often generally commonly sometimes e.g")
-_BE = word_set("is are was were")
 _PERCEIVED = word_set("be see also")
 """Behind "can", these tell what is there: "a dog can be seen", "one can see a dog"."""
 _THOUGHT = re.compile(
@@ -58,10 +57,9 @@ _TOGETHER = (("belong", "with"), ("belongs", "with"), ("similar", "to"), ("compa
 def is_denied(said: tuple[str, ...], mention: Mention, clause: str) -> bool:
     """Whether it is said not to be there; `clause` is the text of the words."""
     for at, word in enumerate(said[: mention.start]):
-        if word in _NOTS or word.endswith("n't"):
-            following = said[at + 1] if at + 1 < len(said) else ""
-            if following not in ("only", "just", "doubt", "more"):
-                return True
+        is_not = word in _NOTS or word.endswith("n't")
+        if is_not and word_at(said, at + 1) not in ("only", "just", "doubt", "more"):
+            return True
         if word in ("instead", "free", "rather", "devoid", "empty") and said[at + 1 : at + 2] in (("of",), ("than",)):
             return True
     return _NOT_AFTER.search(clause.casefold(), clause.casefold().find(said[mention.end - 1])) is not None
@@ -77,7 +75,7 @@ def is_supposed(said: tuple[str, ...], mention: Mention, *, asked: bool) -> bool
         return True
     if after[:1] == ("can",) and _PERCEIVED.isdisjoint(after[1:2]) and _DEFINITE.isdisjoint(before[-3:]):
         return True  # "a plant can give a room an airy look"
-    if definite and after[:1] and after[0] in _BE and not _HEDGES.isdisjoint(after[1:2]):
+    if definite and after[:1] and after[0] in BE and not _HEDGES.isdisjoint(after[1:2]):
         return True  # "the person is likely to come back"
     if "person" in mention.things and _is_guessed(before, said[mention.end - 1], after):
         return True
@@ -117,7 +115,7 @@ def is_aboard(said: tuple[str, ...], mention: Mention) -> bool:
 
 def _does_something(after: tuple[str, ...]) -> bool:
     """Whether it is told what a thing does, as of one that is seen: "who", "waving", "is leaning", "are boarding"."""
-    doing = after[1:2] if after[:1] and after[0] in _BE else after[:1]
+    doing = after[1:2] if after[:1] and after[0] in BE else after[:1]
     return any(word == "who" or (word.endswith("ing") and not _THOUGHT.fullmatch(word)) for word in doing)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.hallucination import DENIES, HALLUCINATION
-from opsin.synthesize.checks.words import COLOURS, EMPTY, spoken, word_set
+from opsin.synthesize.checks.words import BE, COLOURS, EMPTY, spoken, word_at, word_set
 from opsin.synthesize.outcome import Finding
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ _BY_NATURE = {
     "silver": word_set("spoon fork knife"),
 }
 _UNSURE = word_set("no not never neither nor if unless may might could would should can like any or perhaps probably")
-_BE = word_set("is are was were")
 _BEHIND = word_set("in on above near behind of beside under over beneath around at by with next")
 _NO_NOUNS = EMPTY | COLOURS | _UNSURE | word_set("as at by but for from in near next off on out over under up with")
 _ASKS = re.compile(r"(?i)\b(?:what|which) colou?r")
@@ -68,21 +67,28 @@ def colours(exchanges: Sequence[Exchange], known: Known) -> Iterator[Finding]:
     there, told = known.words, _told(known)
     for number, exchange in enumerate(exchanges, 1):
         asked = spoken(exchange.question) if _ASKS.search(exchange.question) else ()
-        for name, found in (
-            ("question", _invented(exchange.question, there, ())),
-            ("answer", _invented(exchange.answer, there, asked)),
+        corrected = DENIES.search(exchange.answer) is not None
+        for name, text, asked_for, colours_told in (
+            ("question", exchange.question, (), {} if corrected else told),
+            ("answer", exchange.answer, asked, told),
         ):
-            if first := next(found, None):
+            clauses = _claiming(text)
+            if first := next(_invented(clauses, there, asked_for), None):
                 thing, colour = first
                 yield Finding(HALLUCINATION, f"{name} {number} calls {thing!r} {colour}, which no caption does")
-            elif not (name == "question" and DENIES.search(exchange.answer)) and (
-                first := next(_recoloured(getattr(exchange, name), told), None)
-            ):
+            elif first := next(_recoloured(clauses, colours_told), None):
                 thing, colour = first
-                yield Finding(
-                    HALLUCINATION,
-                    f"{name} {number} calls {thing!r} {colour}, which is {' or '.join(sorted(told[thing]))}",
-                )
+                right = " or ".join(sorted(told[thing]))
+                yield Finding(HALLUCINATION, f"{name} {number} calls {thing!r} {colour}, which is {right}")
+
+
+def _claiming(text: str) -> list[tuple[str, ...]]:
+    """The words of each clause that claims a colour; a question whether it is so claims none."""
+    return [
+        said
+        for said in map(spoken, _CLAUSE.split(text))
+        if not COLOURS.isdisjoint(said) and _UNSURE.isdisjoint(said) and said[0] not in BE
+    ]
 
 
 def _told(known: Known) -> dict[str, set[str]]:
@@ -105,7 +111,7 @@ def _pairs(said: tuple[str, ...]) -> Iterator[tuple[str, frozenset[str]]]:
         if behind > at:
             named = said[behind : behind + _NAMED]
             end = next((n for n, one in enumerate(named) if one in _ENDS_NAME), len(named))
-            stop = said[behind + end] if behind + end < len(said) else ""
+            stop = word_at(said, behind + end)
             if 0 < end < _NAMED and (end < len(named) or not stop) and stop not in _SHOWN:
                 yield named[end - 1], COLOURS & set(said[at:behind])
             elif behind == len(said) and _is_subject(said, at):
@@ -120,29 +126,24 @@ def _joins(said: tuple[str, ...], first: int, at: int) -> bool:
 
 def _is_subject(said: tuple[str, ...], at: int) -> bool:
     """Whether before this place a noun and "is" stand, and at most an article: not "the car behind the bus is"."""
-    return 1 < at < _NAMED and said[at - 1] in _BE and _ARTICLES.issuperset(said[: at - 2])
+    return 1 < at < _NAMED and said[at - 1] in BE and _ARTICLES.issuperset(said[: at - 2])
 
 
-def _recoloured(text: str, told: Mapping[str, Set[str]]) -> Iterator[tuple[str, str]]:
+def _recoloured(clauses: Sequence[tuple[str, ...]], told: Mapping[str, Set[str]]) -> Iterator[tuple[str, str]]:
     """Each (thing, colour) that is claimed where captions give the thing another one."""
-    for clause in _CLAUSE.split(text) if told else ():
-        said = spoken(clause)
-        if _UNSURE.isdisjoint(said) and said[:1] and said[0] not in _BE:
-            for thing, colours_of in _pairs(said):
-                alike = colours_of.union(*(line for line in _ALIKE if line & colours_of))
-                if thing in told and alike.isdisjoint(told[thing]):
-                    yield thing, " and ".join(sorted(colours_of))
+    for said in clauses:
+        for thing, colours_of in _pairs(said):
+            alike = colours_of.union(*(line for line in _ALIKE if line & colours_of))
+            if thing in told and alike.isdisjoint(told[thing]):
+                yield thing, " and ".join(sorted(colours_of))
 
 
-def _invented(text: str, there: Set[str], asked: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Each (thing, colour) that is claimed and not known; a question whether it is so claims nothing.
+def _invented(clauses: Sequence[tuple[str, ...]], there: Set[str], asked: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Each (thing, colour) that is claimed and not known.
 
     Where the colour is `asked` for, in these words, the answer need not name the thing.
     """
-    for clause in _CLAUSE.split(text):
-        said = spoken(clause)
-        if COLOURS.isdisjoint(said) or not _UNSURE.isdisjoint(said) or said[0] in _BE:
-            continue
+    for said in clauses:
         for at, word in enumerate(said):
             if word in COLOURS and word not in there and _OTHER_SPELLING.get(word) not in there:
                 thing = _coloured(said, at, there) or ("it" if asked else "")
@@ -160,6 +161,6 @@ def _coloured(said: tuple[str, ...], at: int, there: Set[str]) -> str:
         if word in there:
             return word
     is_subject = at > 1 and _BEHIND.isdisjoint(said[: at - 2])  # not "the sky above the beach is blue"
-    if is_subject and said[at - 1] in _BE and said[at - 2] in there - _NO_NOUNS:
+    if is_subject and said[at - 1] in BE and said[at - 2] in there - _NO_NOUNS:
         return said[at - 2]
     return ""

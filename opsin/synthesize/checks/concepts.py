@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from opsin.core.errors import RecipeError
-from opsin.synthesize.checks.words import word_set, words
+from opsin.synthesize.checks.words import word_at, word_set, words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +72,7 @@ class Concepts:
             if phrase is None:
                 continue
             end = at + len(phrase.words)
-            after = said[end] if end < len(said) else ""
-            if phrase.things and self._counts(phrase, said, at, after, strict=strict):
+            if phrase.things and self._counts(phrase, said, at, word_at(said, end), strict=strict):
                 yield Mention(phrase.things, at, end)
 
     def _counts(self, phrase: _Phrase, said: tuple[str, ...], at: int, after: str, *, strict: bool) -> bool:

@@ -146,6 +146,12 @@ def _other_script(text: str, code: str, fewest: int = 1) -> str:
     return ""
 
 
+def _most_common(said: Sequence[str], code: str) -> tuple[str, Counter[str]]:
+    """The language that most of the words are common in, by default the expected one; and how many are in each."""
+    votes = Counter(name for word in said for name in _SPEAKERS.get(word, ()))
+    return max(votes, key=lambda name: votes[name], default=code), votes
+
+
 def _inserted(sentence: str, code: str) -> str:
     """Another language of the same script that so many words of a sentence in a row are in."""
     if code not in _COMMON:
@@ -156,10 +162,10 @@ def _inserted(sentence: str, code: str) -> str:
         if word and (code not in spoken_in or len(spoken_in) > 1):
             run.append(word)
             continue
-        votes = Counter(name for one in run if one not in _IN_NAMES for name in _SPEAKERS.get(one, ()))
-        most = max(votes, key=lambda name: votes[name], default=code)
-        if len(run) >= _FEWEST_IN_A_ROW and most != code and votes[most] >= _FEWEST_COMMON:
-            return f"the language {most!r}"
+        if len(run) >= _FEWEST_IN_A_ROW:
+            most, votes = _most_common([one for one in run if one not in _IN_NAMES], code)
+            if most != code and votes[most] >= _FEWEST_COMMON:
+                return f"the language {most!r}"
         run = []
     return ""
 
@@ -171,8 +177,7 @@ def _other_language(text: str, code: str, fewest: int = _FEWEST_COMMON) -> str:
     said = words(text)
     if len(said) < _FEWEST_WORDS:
         return ""
-    votes = Counter(name for word in said for name in _SPEAKERS.get(word, ()))
-    most = max(votes, key=lambda name: votes[name], default=code)
+    most, votes = _most_common(said, code)
     if most != code and votes[most] >= fewest and votes[most] >= _MUCH_MORE * votes[code]:
         return f"the language {most!r}"
     return ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from opsin.synthesize.checks.concepts import may_follow_noun
+from opsin.synthesize.checks.words import word_at
 from opsin.synthesize.english import IRREGULAR, NUMBERS
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _ordinal(before: tuple[str, ...]) -> int:
 def _number(said: tuple[str, ...], mention: Mention) -> int:
     before = said[: mention.start]
     if not is_several(said[mention.end - 1]):
-        return _ordinal(before) if may_follow_noun(said[mention.end] if mention.end < len(said) else "") else 1
+        return _ordinal(before) if may_follow_noun(word_at(said, mention.end)) else 1
     if before[-1:] == ("of",):
         return _AT_LEAST.get(before[-2] if len(before) > 1 else "", 1)
     for at, word in reversed(list(enumerate(before))[-_BEFORE_NOUN:]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from opsin.synthesize.checks.words import word_set
+from opsin.synthesize.checks.words import BE, word_set
 
 if TYPE_CHECKING:
     from collections.abc import Set
@@ -24,7 +24,6 @@ _SEEN = re.compile(
 _DEFINITE = word_set("the this that these those his her its their")
 _REFERRING = _DEFINITE | word_set("him them it he she they")
 _RELATIVE = word_set("that who which")
-_BE = word_set("is are was were")
 _STANDS = word_set(
     "stands sits lies hangs leans rests waits seems appears stand sit lie hang lean rest wait seem appear"
 )
@@ -36,7 +35,7 @@ _POSED = word_set("parked asleep seated perched tied")
 _POSES = word_set("sitting standing lying leaning sleeping waiting holding carrying riding wearing")
 _HELD = word_set("holding carrying wearing riding walking pushing pulling brought")
 _MODALS = word_set("can could may might would should")
-_WOULD = word_set("can could may might would should must will if when whenever unless to")
+_WOULD = _MODALS | word_set("must will if when whenever unless to")
 _GENERAL = _WOULD | word_set(
     "many most some few usually typically often generally commonly sometimes such or than cannot"
 )
@@ -65,10 +64,10 @@ def _is_told_of(before: tuple[str, ...], after: tuple[str, ...], *, is_person: b
     subject = len(before) <= 2
     first, second = (*after[:2], "", "")[:2]
     if first in _RELATIVE:
-        return second != "" and (second in _BE or definite or near)
+        return second != "" and (second in BE or definite or near)
     if _is_doing(first) or first in _POSED:
         return definite or near
-    if first in _BE:
+    if first in BE:
         somewhere = _is_doing(second) or second in _WHERE or (second.endswith("ed") and after[2:3] != ("in",))
         return somewhere or (definite and not is_person)
     if first in _STANDS:
@@ -86,7 +85,7 @@ def _is_held(before: tuple[str, ...]) -> bool:
             return False
         # "The skater sitting on the bench", or "a boy is sitting".
         is_posed = word in _POSES and at > 1 and before[at - 2] in _DEFINITE
-        is_doing = is_posed or (at > 0 and before[at - 1] in _BE)
+        is_doing = is_posed or (at > 0 and before[at - 1] in BE)
         if (word in _HELD and (is_doing or at in (len(before) - 2, len(before) - 3))) or (is_doing and _is_doing(word)):
             return True
     return False

@@ -25,6 +25,7 @@ EMPTY = word_set(
     "photo scene"
 )
 """Words that tell nothing about a picture."""
+BE = word_set("is are was were")
 COLOURS = word_set("red blue green yellow orange purple pink brown black white gray grey silver beige")
 
 
@@ -37,6 +38,11 @@ def words(text: str) -> tuple[str, ...]:
 def spoken(text: str) -> tuple[str, ...]:
     """The words without hyphens and the English genitive: "a child's toy-car" speaks of a child and a toy car."""
     return words(_GENITIVE.sub("", text.replace("-", " ")))
+
+
+def word_at(said: tuple[str, ...], at: int) -> str:
+    """The word at a place from 0 on, or nothing behind the last one."""
+    return said[at] if at < len(said) else ""
 
 
 def number_of_words(text: str) -> int:
