@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opsin.synthesize.check_values import Checks
-from opsin.synthesize.checks import examine
-from opsin.synthesize.context import Context, Thing, Vocabulary
+from opsin.synthesize.context import Context, Thing
 from opsin.synthesize.english import noun_phrase
 from opsin.synthesize.kinds.conversation import Conversation
 from opsin.synthesize.kinds.detail import Detail
 from opsin.synthesize.kinds.reasoning import Reasoning
-from opsin.synthesize.subject import Exchange
+from tests.support.examining import findings
 
 if TYPE_CHECKING:
     from opsin.synthesize.outcome import Finding
@@ -26,24 +25,14 @@ LATER = json.loads((FILES / "later_answers.json").read_text(encoding="utf-8"))
 """Written when the checks had been mended by the first ones; again, half of them was never read."""
 READ, UNREAD = GOLDEN["pictures"][1::2], GOLDEN["pictures"][::2]
 """Answers that were read when the checks were mended, and those that never were."""
-EXPECTED = {"conversation": Conversation().expected, "detail": Detail().expected, "reasoning": Reasoning().expected}
-VOCABULARY = Vocabulary(())
+EXPECTED = {kind.kind: asdict(kind.expected) for kind in (Conversation(), Detail(), Reasoning())}
 
 
 def found(picture: dict[str, Any], kind: str, turns: list[list[str]]) -> list[Finding]:
     things = tuple(Thing(noun_phrase(name), ("thing", name)) for name in picture["things"])
-    return [
-        finding
-        for finding in examine(
-            tuple(Exchange(question or "Describe the picture.", answer) for question, answer in turns),
-            expected=EXPECTED[kind],
-            contexts=(Context(tuple(picture["captions"]), things, "categories"),),
-            vocabulary=VOCABULARY,
-            options=Checks(),
-            finish="stop",
-        )
-        if finding.refuses
-    ]
+    context = Context(tuple(picture["captions"]), things, "categories")
+    asked = [(question or "Describe the picture.", answer) for question, answer in turns]
+    return [finding for finding in findings(asked, context, **EXPECTED[kind]) if finding.refuses]
 
 
 def spoiled(good: dict[str, Any], changes: list[list[str]]) -> list[list[str]]:

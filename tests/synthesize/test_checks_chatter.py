@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from opsin.synthesize.check_values import Checks
-from opsin.synthesize.checks import examine, examine_raw, harmless, suspicious
-from opsin.synthesize.context import Context, Thing, Vocabulary
-from opsin.synthesize.kinds.base import Expected
-from opsin.synthesize.subject import Exchange
+from opsin.synthesize.checks import examine_raw, harmless, suspicious
+from opsin.synthesize.context import Context, Thing
+from tests.support.examining import findings
 
 DOG = Context(("A dog runs on a lawn.",), (Thing("a dog", ("animal", "dog"), (0.1, 0.1, 0.5, 0.5)),))
 
 
 def found(question: str, answer: str, context: Context = DOG) -> set[str]:
-    findings = examine(
-        [Exchange(question, answer)],
-        expected=Expected((1, 9), (1, 300)),
-        contexts=[context],
-        vocabulary=Vocabulary(()),
-        options=Checks(),
-        finish="stop",
-    )
-    return {finding.check for finding in findings}
+    return {finding.check for finding in findings([(question, answer)], context)}
 
 
 @pytest.mark.parametrize(

@@ -5,25 +5,16 @@ from __future__ import annotations
 import pytest
 
 from opsin.synthesize.check_values import Checks
-from opsin.synthesize.checks import examine
-from opsin.synthesize.context import Context, Thing, Vocabulary
-from opsin.synthesize.kinds.base import Expected
-from opsin.synthesize.subject import Exchange
+from opsin.synthesize.context import Context, Thing
+from tests.support.examining import findings
 
 CAPTIONS = ("A red bus parked beside a man in a grey coat.", "A man with a dog waits on a snowy lawn.")
 BUS = Context(CAPTIONS, (Thing("bus", ("vehicle", "bus")), Thing("person", ("person", "person"))), "categories")
 
 
 def found(question: str, answer: str, **options: str) -> list[str]:
-    findings = examine(
-        [Exchange(question, answer)],
-        expected=Expected((1, 9), (1, 300)),
-        contexts=[BUS],
-        vocabulary=Vocabulary(()),
-        options=Checks.model_validate(options),
-        finish="stop",
-    )
-    return [finding.text for finding in findings if finding.refuses]
+    told = findings([(question, answer)], BUS, options=Checks.model_validate(options))
+    return [finding.text for finding in told if finding.refuses]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +87,4 @@ def test_a_colour_is_that_of_the_noun_it_belongs_to(
     captions: tuple[str, ...], thing: str, question: str, answer: str
 ) -> None:
     context = Context(captions, (Thing(f"a {thing}", ("thing", thing)),), "categories")
-    findings = examine(
-        [Exchange(question, answer)],
-        expected=Expected((1, 9), (1, 300)),
-        contexts=[context],
-        vocabulary=Vocabulary(()),
-        options=Checks(),
-        finish="stop",
-    )
-    assert not [finding.text for finding in findings if " calls " in finding.text]
+    assert not [finding.text for finding in findings([(question, answer)], context) if " calls " in finding.text]

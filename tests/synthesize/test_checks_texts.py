@@ -11,42 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsin.synthesize import rules
-from opsin.synthesize.check_values import Checks
-from opsin.synthesize.checks import examine, examine_raw, repair_text, suspicious
+from opsin.synthesize.checks import examine_raw, repair_text, suspicious
 from opsin.synthesize.context import Context, Group, Thing, Vocabulary
-from opsin.synthesize.kinds.base import Expected
 from opsin.synthesize.outcome import Finding
-from opsin.synthesize.subject import Exchange
-
-DOG = Context(
-    ("A dog lies on a couch.", "A brown dog on a sofa."),
-    (Thing("a dog", ("animal", "dog")), Thing("a couch", ("furniture", "couch"))),
-    "categories",
-)
-
-
-NOTHING = Vocabulary(())
-COLOURS = ("blue", "pink", "green", "purple", "red")
-PLACES = ("top right", "bottom left", "bottom", "right", "top")
-
-
-def checks(
-    *exchanges: tuple[str, str], context: Context = DOG, options: Checks | None = None, **expected: Any
-) -> list[str]:
-    """The names of the checks that find something."""
-    found = examine(
-        tuple(Exchange(*exchange) for exchange in exchanges),
-        expected=Expected(**({"exchanges": (1, 9), "words": (1, 90)} | expected)),
-        contexts=(context,),
-        vocabulary=NOTHING,
-        options=options or Checks(),
-        finish="stop",
-    )
-    return [finding.check for finding in found]
-
-
-def answered(answer: str, **kinds: Any) -> list[str]:
-    return checks(("What is shown?", answer), **kinds)
+from tests.support.examining import answered, checks, findings
 
 
 def test_a_good_sample_passes() -> None:
@@ -162,149 +130,6 @@ def test_other_numbers_are_no_coordinates() -> None:
     assert not answered("It costs $0.99, or 10.25 with 3 others (about 1,200 in all).")
     assert not answered("A dog reacts in 0.75 to 1.5 seconds, or 0.25 to 0.5 seconds, and runs 0.125 miles meanwhile.")
     assert "coordinates" in answered("The dog lies 0.75 seconds later at 0.25 and 0.35, where the couch is.")
-
-
-@pytest.mark.parametrize(
-    ("expected", "text"),
-    [
-        ("en", "这张图片里有一只狗。"),
-        ("en", "Der Hund liegt auf der Couch und ist nicht wach."),
-        ("de", "The dog is on the couch and it is asleep."),
-        ("fr", "El perro está en el sofá y no hay más animales."),
-        ("zh", "The dog is lying on the couch."),
-        ("zh", "これは犬です。ソファで寝ています。"),
-        ("ja", "这张图片里有一只棕色的狗躺在灰色的沙发上睡觉休息呢"),
-        ("ru", "The dog is lying on the couch."),
-        ("ko", "这张图片里有一只狗。"),
-    ],
-)
-def test_another_language(expected: str, text: str) -> None:
-    assert "language" in answered(text, language=expected, grounded=False)
-
-
-def test_a_sentence_in_another_language() -> None:
-    spanish = "Los pasajeros deben esperar con paciencia en el andén y no en la calle."
-    assert "language" in answered(f"The passengers wait on the platform. {spanish} The train is late.", grounded=False)
-    inserted = "The shelf beside the bed suggests, wie man leicht sehen kann, dass Lesen hier wichtig ist; so it is."
-    assert "language" in answered(inserted, grounded=False)
-    named = "It may be near Avenue des Champs-Élysées, Place de la Concorde, Rue du Faubourg or Quai des Orfèvres."
-    assert "language" not in answered(named, grounded=False)
-    named = (
-        "It may be spaghetti alla carbonara, penne con pesto, risotto ai funghi, gnocchi alla sorrentina, or similar."
-    )
-    assert "language" not in answered(named, grounded=False)
-    chinese = "乘客们在站台上耐心等待火车。"
-    assert "language" in answered(f"The passengers wait on the platform of the station. {chinese}", grounded=False)
-    assert "language" in answered("A 棕色的 dog lies on a sofa.")  # who knows captions alone can have read it nowhere
-    sign = Context(("A dog lies below a sign that says 出口.",), (Thing("a dog", ("animal",)),))
-    assert not answered("The sign says 出口.", context=sign)
-    assert not answered("The café has a dog that weighs 5 μg.", context=sign)
-    for english in (
-        "No, as far as I can tell.",
-        "They do not wait as long as no cars come.",
-        "Do you see benches?",
-    ):
-        assert "language" not in answered(english, grounded=False)
-    airport = Context(("A dog below a sign that says San Francisco International Airport.",), ())
-    assert "language" not in answered(
-        "牌子上写着“San Francisco International Airport”。", context=airport, language="zh"
-    )
-    named = "They are on the way to the restaurant La Casa de los Abuelos, which is near the station."
-    assert "language" not in answered(named, grounded=False)
-
-
-@pytest.mark.parametrize(
-    ("language", "text"),
-    [
-        ("en", "Pizza"),
-        ("en", "2"),
-        ("en", "The sign says 出口, which is the word for exit."),
-        ("zh", "图片里有一只狗。"),
-        ("zh-CN", "Coca-Cola"),
-        ("de", "Der Hund liegt auf dem Sofa."),
-        ("fr", "Le chien est sur le canapé."),
-        ("es", "El perro está en el sofá."),
-        ("it", "Il cane è sul divano e non si muove."),
-        ("pt", "O cachorro está no sofá e não há mais ninguém."),
-        ("nl", "De hond ligt op de bank en het is niet wakker."),
-        ("ja", "犬がソファで寝ています。"),
-        ("ko", "개가 소파 위에서 자고 있습니다."),
-        ("ru", "Собака лежит на диване."),
-        ("ar", "الكلب نائم على الأريكة."),
-        ("hi", "कुत्ता सोफे पर सो रहा है।"),
-        ("th", "สุนัขนอนอยู่บนโซฟา"),
-        ("el", "Ο σκύλος κοιμάται στον καναπέ."),
-        ("he", "הכלב ישן על הספה."),
-        ("sw", "Mbwa analala juu ya kochi kubwa la rangi ya kijivu."),
-    ],
-)
-def test_the_right_language(language: str, text: str) -> None:
-    found = examine(
-        (Exchange("?", text),),
-        expected=Expected((1, 1), (1, 90), language=language, grounded=False),
-        contexts=(DOG,),
-        vocabulary=NOTHING,
-        options=Checks(),
-        finish="stop",
-    )
-    assert "language" not in [finding.check for finding in found]
-
-
-def test_length_in_words() -> None:
-    assert "length" in answered("A dog.", words=(3, 10))
-    assert "length" in answered("a " * 11 + "dog.", words=(3, 10))
-    assert "length" not in answered("这是一只棕色的狗。", words=(3, 5), language="zh")  # eight letters
-    assert "length" in answered("这是一只棕色的狗，躺在沙发上。", words=(3, 5), language="zh")
-
-
-@pytest.mark.parametrize(
-    ("answer", "broken"),
-    [
-        ("The dog lies on the couch and looks at the window, and behind it a", True),
-        ("The dog lies on the couch and looks at the window, and behind it,", True),
-        ("The dog lies on the couch and looks at the window, and behind it is a wall", True),
-        ("The dog lies on the couch and looks at the window, and behind it a wall.", False),
-        ('The dog lies on the couch and looks at the window, and it seems to say "come!"', False),
-        ("A brown dog on a couch", False),
-        ("On the couch lie these things:", True),
-        ("A brown dog lies on a couch and the", True),
-        ("It lies on top of a", True),
-        ("Yes, it is", False),
-        ("Not very", False),
-        ("Quite a while", False),
-        ("Plan A", False),
-        ("A dog, two couches, a small window, three lamps, some books and a big red rug", False),
-        ("The dog lies on the couch and looks at the window, and it is having fun 😊", False),
-    ],
-)
-def test_answers_that_break_off(answer: str, broken: bool) -> None:
-    """Some servers say `stop` of what they have cut."""
-    assert ("cut" in answered(answer, grounded=False)) == broken
-    assert "cut" not in answered(answer, grounded=False, language="th")  # which has no full stop
-
-
-def test_in_other_languages_other_words_go_on() -> None:
-    for language, answer in (("de", "Das Licht ist an"), ("nl", "Ik weet niet wat het is"), ("es", "Vitamina a")):
-        assert "cut" not in answered(answer, grounded=False, language=language)
-
-
-def test_repetition() -> None:
-    assert "repetition" in answered("The dog is on the couch. " * 4)
-    assert "repetition" in answered("It is a dog. It is a dog.")
-    assert "repetition" not in answered("It is a dog. Yes, it is a dog.")
-    assert "repetition" not in answered("Keep calm now. Keep calm now.")
-    assert "repetition" not in answered("没有人。没有人。", language="zh")
-    twice = "A meter stands in front of a car. A black car is at the curb. A meter stands in front of a car."
-    assert "repetition" in answered(twice)
-    assert "repetition" in answered("A dog and " + "a couch and a dog and " * 8)
-    assert "repetition" in answered("狗在沙发上，" * 8, language="zh")
-    assert "repetition" in answered("A dog" + "!" * 30)
-    assert "repetition" not in answered(
-        "There is a dog on the left. There is a dog on the right. There is a sofa in the middle. "
-        "There is a dog at the top, and a very long couch below it, which is brown and soft."
-    )
-    things = [f"a {colour} triangle is at the {place}" for colour, place in zip(COLOURS, PLACES, strict=True)]
-    assert "repetition" not in answered(f"There are five things here. {', '.join(things)}.")
 
 
 GIRAFFE = Context(
@@ -464,14 +289,7 @@ def test_the_teacher_is_told_what_is_wrong_without_marks() -> None:
 def test_any_text_can_be_examined(exchanges: list[tuple[str, str]], language: str, caption: str) -> None:
     """Nothing raises, and whatever is found has a name and can be told."""
     context = Context((caption,), ())
-    found = examine(
-        tuple(Exchange(*exchange) for exchange in exchanges),
-        expected=Expected((1, 4), (1, 50), language=language),
-        contexts=(context,),
-        vocabulary=NOTHING,
-        options=Checks(),
-        finish="stop",
-    )
+    found = findings(exchanges, context, exchanges=(1, 4), words=(1, 50), language=language)
     assert all(finding.check and finding.text for finding in found)
     assert repair_text(found)
     assert found or exchanges
@@ -493,15 +311,7 @@ def test_what_the_rules_say_passes() -> None:
         context = Context((), tuple(things))
         for make in (rules.conversation, rules.detail, rules.reasoning):
             exchanges = make(context, vocabulary, rng)
-            expected = Expected((0, 9), (1, 200))
-            found = examine(
-                exchanges,
-                expected=expected,
-                contexts=(context,),
-                vocabulary=vocabulary,
-                options=Checks(),
-                finish="stop",
-            )
+            found = findings(exchanges, context, vocabulary=vocabulary, exchanges=(0, 9), words=(1, 200))
             number += 1
             refused += [(exchanges, finding) for finding in found]
     assert refused == []

@@ -11,16 +11,14 @@ import pytest
 
 from opsin.core.errors import RecipeError
 from opsin.synthesize.check_values import Checks
-from opsin.synthesize.checks import examine
 from opsin.synthesize.checks.concepts import concepts
 from opsin.synthesize.checks.count import count
 from opsin.synthesize.checks.hallucination import Known, hallucination
 from opsin.synthesize.context import Context, Exhaustive, Thing, Vocabulary
-from opsin.synthesize.kinds.base import Expected
 from opsin.synthesize.subject import Exchange
+from tests.support.examining import NOTHING, findings
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "hallucination.json").read_text(encoding="utf-8"))
-NOTHING = Vocabulary(())
 PRECISION, RECALL = 0.95, 0.95
 """Floors on the set by which the words were tuned; on the part that was written afterwards they are lower."""
 PRECISION_UNSEEN, RECALL_UNSEEN = 0.85, 0.85
@@ -372,15 +370,10 @@ def test_a_number_is_wrong_only_where_it_is_certain(uncertain: Known) -> None:
 
 
 def test_it_can_be_only_reported_or_left_out() -> None:
-    exchanges = (Exchange("What is here?", "A cat sleeps."),)
-    context = Context(("A dog.",), ())
+    said, context = [("What is here?", "A cat sleeps.")], Context(("A dog.",), ())
 
     def found(**values: Any) -> list[bool]:
-        options, expected = Checks(**values), Expected((1, 9), (1, 99))
-        findings = examine(
-            exchanges, expected=expected, contexts=(context,), vocabulary=NOTHING, options=options, finish="stop"
-        )
-        return [finding.refuses for finding in findings]
+        return [finding.refuses for finding in findings(said, context, options=Checks(**values))]
 
     assert found() == [True]
     assert found(hallucination="report") == [False]
